@@ -1,0 +1,1416 @@
+/**
+ * The tables, in the order of sync-providers.ts. Every expected value is written out. Most rows call `main` in
+ * this process; a few run the real command. Servers listen on the loopback only.
+ */
+
+import assert from "node:assert/strict";
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { connect, createServer, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { createServer as createTlsServer } from "node:tls";
+import { fileURLToPath } from "node:url";
+import { parse as parseYaml } from "yaml";
+import { type Forge, kindOf, type Play, play, playRepository, response, STAND_IN_TOKEN, startForge } from "./fixtures/forge.ts";
+import {
+  type Context,
+  classify,
+  type Env,
+  escapeData,
+  escapeProperty,
+  Failure,
+  firstDifferingLine,
+  inert,
+  judge,
+  main,
+  masker,
+  type Payload,
+  REMEDIES,
+  STATUSES,
+  toJson,
+  VERSION,
+} from "./sync-providers.ts";
+
+const ROOT = fileURLToPath(new URL(".", import.meta.url));
+const CANONICAL = "fixtures/providers.yaml";
+const DRIFTED = "fixtures/providers-drifted.yaml";
+const COMMIT = "9d3b4a72788a6379345cb98a6f593008fa6c74ae";
+
+// ─────────────────────────────── helpers ───────────────────────────────
+
+/** What one run of the gate left behind. */
+interface Ran {
+  readonly exitCode: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs `main` in this process. The environment is the given one alone. */
+async function gate(argv: readonly string[], env: Env = {}): Promise<Ran> {
+  const lines = { stdout: [] as string[], stderr: [] as string[] };
+  const exitCode = await main(argv, env, (line, stream) => lines[stream].push(line));
+  return { exitCode, stdout: lines.stdout.join("\n"), stderr: lines.stderr.join("\n") };
+}
+
+/**
+ * Runs a command and collects what it prints. The environment is PATH, HOME and the given one. Coverage is off
+ * (node would switch it on by itself): tsx changes the code, so that its places are not the source's.
+ */
+async function run(command: readonly string[], env: Env = {}): Promise<Ran & { signal: string | null }> {
+  const { PATH, HOME } = process.env;
+  const [file = "", ...args] = command;
+  const child = spawn(file, args, { cwd: ROOT, env: { PATH, HOME, NODE_V8_COVERAGE: "", ...env } });
+  const [stdout, stderr] = await Promise.all([collect(child, "stdout"), collect(child, "stderr")]);
+  const [exitCode, signal] = (child.exitCode ?? child.signalCode) ? [child.exitCode, child.signalCode] : await closed(child);
+  return { exitCode: exitCode ?? -1, signal, stdout, stderr };
+}
+
+function closed(child: ChildProcess): Promise<[number | null, string | null]> {
+  return new Promise((resolve) => child.on("close", (code, signal) => resolve([code, signal])));
+}
+
+async function collect(child: ChildProcess, stream: "stdout" | "stderr"): Promise<string> {
+  let text = "";
+  for await (const chunk of child[stream] ?? []) text += chunk;
+  return text;
+}
+
+const TSX = fileURLToPath(import.meta.resolve("tsx/cli"));
+
+/** The real command, as `npx tsx sync-providers.ts` starts it. */
+function command(...args: string[]): string[] {
+  return [process.execPath, TSX, "sync-providers.ts", ...args];
+}
+
+/** The command under the tests' own loader: only what runs under it can count for the coverage. */
+function measured(...args: string[]): string[] {
+  return [process.execPath, "--import", "./.ci/loader.mjs", "sync-providers.ts", ...args];
+}
+
+/** The environment that lets {@link measured} count, where the coverage is taken. */
+const MEASURED = { NODE_V8_COVERAGE: process.env.NODE_V8_COVERAGE ?? "" };
+
+/** The annotations in a log, as a runner reads them: level, properties, message. */
+function annotations(log: string): string[] {
+  return log.split("\n").filter((line) => line.startsWith("::"));
+}
+
+/** The verdict's parts of the JSON document. */
+async function verdictOf(argv: readonly string[], env: Env = {}): Promise<Record<string, unknown>> {
+  const ran = await gate([...argv, "--json"], env);
+  const document: unknown = JSON.parse(ran.stdout);
+  assert.ok(typeof document === "object" && document !== null);
+  const fields = Object.fromEntries(Object.entries(document));
+  assert.equal(fields.exitCode, ran.exitCode, "the document's exit code is the process's");
+  return fields;
+}
+
+function statusLine({ status, reason, exitCode }: Record<string, unknown>): string {
+  return `${status}${reason === null ? "" : ` ${reason}`} ${exitCode}`;
+}
+
+/** A folder that is gone after the tests of the file. */
+const scratch = mkdtempSync(join(tmpdir(), "sync-providers-"));
+after(() => rmSync(scratch, { recursive: true }));
+
+function scratchFile(name: string, content: string | Buffer): string {
+  const path = join(scratch, name);
+  writeFileSync(path, content);
+  return path;
+}
+
+/** Starts a forge for the tests of a describe block. */
+function useForge(answer: Play): { readonly url: string; readonly forge: Forge } {
+  let forge: Forge | null = null;
+  const running = () => {
+    assert.ok(forge !== null, "the forge is up");
+    return forge;
+  };
+  before(async () => {
+    forge = await startForge(answer);
+  });
+  after(() => running().close());
+  return {
+    get url() {
+      return running().url;
+    },
+    get forge() {
+      return running();
+    },
+  };
+}
+
+/** Settings under which the stand-in lets the gate in; the deadline keeps the back-off of failing rows short. */
+function envFor(url: string, more: Env = {}): Env {
+  return {
+    GITHUB_EVENT_NAME: "push",
+    AUTO_SYNC_TOKEN: STAND_IN_TOKEN,
+    SYNC_CANONICAL_SERVER: url,
+    SYNC_COPY_PATH: CANONICAL,
+    SYNC_TIMEOUT_SECONDS: "4",
+    ...more,
+  };
+}
+
+// ─────────────────────────── statuses and text ───────────────────────────
+
+describe("the statuses", () => {
+  const rows = [
+    { status: "usage", exitCode: 2, level: "error" },
+    { status: "drift", exitCode: 1, level: "error" },
+    { status: "token-missing", exitCode: 1, level: "error" },
+    { status: "unverified", exitCode: 3, level: "error" },
+    { status: "skipped", exitCode: 0, level: "warning" },
+    { status: "in-sync", exitCode: 0, level: "none" },
+  ];
+  test("stand in the order of precedence, with their exit codes and levels", () => {
+    const actual = Object.entries(STATUSES).map(([status, { exitCode, level }]) => ({
+      status,
+      exitCode,
+      level,
+    }));
+    assert.deepEqual(actual, rows);
+  });
+  test("have a version that is the package's", () => {
+    const { version } = JSON.parse(readFileSync("package.json", "utf8"));
+    assert.equal(VERSION, version);
+  });
+});
+
+describe("inert", () => {
+  const rows = [
+    { name: "plain text", text: "a: b, 100% ✓", want: "a: b, 100% ✓" },
+    { name: "a command", text: "::error::x", want: ": :error: :x" },
+    { name: "a long run of colons", text: "::::", want: ": : : :" },
+    { name: "the old command form", text: "x ##[error]y ###[z]", want: "x # #[error]y ## #[z]" },
+    { name: "line breaks and tabs", text: "a\r\nb\tc\u2028d", want: "a\\r\\nb\\tc\\u{2028}d" },
+    { name: "escape sequences", text: "\u001b[31mred\u0007\u009b", want: "\\u{1b}[31mred\\u{7}\\u{9b}" },
+    { name: "characters that turn the text around", text: "a\u202eb\u200bc\ufeff", want: "a\\u{202e}b\\u{200b}c\\u{feff}" },
+    { name: "half a surrogate pair", text: "a\ud800b", want: "a\\u{d800}b" },
+  ];
+  for (const { name, text, want } of rows) test(`makes harmless ${name}`, () => assert.equal(inert(text), want));
+});
+
+describe("escaping of workflow commands", () => {
+  const rows = [
+    { name: "nothing to escape", text: "a b", data: "a b", property: "a b" },
+    { name: "percent and line breaks", text: "5%\r\n", data: "5%25%0D%0A", property: "5%25%0D%0A" },
+    { name: "colon and comma", text: "a:b,c", data: "a:b,c", property: "a%3Ab%2Cc" },
+    { name: "an escape that is already there", text: "%0A", data: "%250A", property: "%250A" },
+  ];
+  for (const { name, text, data, property } of rows) {
+    test(`of the message: ${name}`, () => assert.equal(escapeData(text), data));
+    test(`of a property: ${name}`, () => assert.equal(escapeProperty(text), property));
+  }
+});
+
+describe("the mask", () => {
+  const rows = [
+    { name: "the secret itself", secret: "0123456789abcdef", text: "at 0123456789abcdef.", want: "at ***." },
+    { name: "base64", secret: "secret-token", text: "c2VjcmV0LXRva2Vu", want: "***" },
+    { name: "URL-safe base64", secret: "~~~???~~~", text: "fn5-Pz8_fn5-", want: "***" },
+    { name: "a secret that the escapes change", secret: "100%::secret", text: "100%25::secret 100%: :secret", want: "*** ***" },
+    { name: "no word as short as this", secret: "token", text: "token-missing", want: "token-missing" },
+    { name: "nothing without a secret", secret: "", text: "abc", want: "abc" },
+  ];
+  for (const { name, secret, text, want } of rows) test(`blots out ${name}`, () => assert.equal(masker(secret)(text), want));
+});
+
+// ─────────────────────────────── settings ───────────────────────────────
+
+const LOCAL = ["--canonical", CANONICAL, "--copy", CANONICAL];
+
+describe("settings and flags", () => {
+  const good: { name: string; argv?: string[]; env?: Env; want: string }[] = [
+    { name: "a copy and a canonical by flag", argv: LOCAL, want: "in-sync 0" },
+    { name: "a flag over its setting", argv: LOCAL, env: { SYNC_COPY_PATH: DRIFTED }, want: "in-sync 0" },
+    { name: "the copy by setting", argv: ["--canonical", CANONICAL], env: { SYNC_COPY_PATH: DRIFTED }, want: "drift 1" },
+    { name: "a copy outside the repository", argv: ["--canonical", CANONICAL, "--copy", `fixtures/../${CANONICAL}`], want: "in-sync 0" },
+    { name: "empty settings as unset", argv: LOCAL, env: { SYNC_TIMEOUT_SECONDS: "", SYNC_MAX_BYTES: " ", SYNC_CANONICAL_SERVER: "", SYNC_ALLOW_HTTP: "" }, want: "in-sync 0" },
+    { name: "half a second as the deadline", argv: LOCAL, env: { SYNC_TIMEOUT_SECONDS: "0.5" }, want: "in-sync 0" },
+    { name: "a size limit that the file just meets", argv: LOCAL, env: { SYNC_MAX_BYTES: "795" }, want: "in-sync 0" },
+    { name: "no token beside a local canonical", argv: LOCAL, env: { AUTO_SYNC_TOKEN: "in ner" }, want: "in-sync 0" },
+    { name: "a runner's plain http: server that is not used", argv: LOCAL, env: { GITHUB_SERVER_URL: "http://gitea:3000" }, want: "in-sync 0" },
+    { name: "a server on a sub-path", argv: LOCAL, env: { SYNC_CANONICAL_SERVER: "https://example.com/git/" }, want: "in-sync 0" },
+    { name: "plain http: to 127.0.0.0/8", argv: LOCAL, env: { SYNC_CANONICAL_SERVER: "http://127.1.2.3:80" }, want: "in-sync 0" },
+    { name: "plain http: to ::1", argv: LOCAL, env: { SYNC_CANONICAL_SERVER: "http://[0:0::1]:80" }, want: "in-sync 0" },
+    { name: "plain http: to localhost", argv: LOCAL, env: { SYNC_CANONICAL_SERVER: "http://localhost:3000" }, want: "in-sync 0" },
+    { name: "plain http: that was allowed", argv: LOCAL, env: { SYNC_CANONICAL_SERVER: "http://gitea:3000", SYNC_ALLOW_HTTP: "1" }, want: "in-sync 0" },
+    {
+      name: "names and refs with unusual characters",
+      argv: LOCAL,
+      env: {
+        SYNC_CANONICAL_REPO: "a.b-c/_d",
+        SYNC_CANONICAL_PATH: "a..b/ü %.yaml",
+        SYNC_CANONICAL_REF: "release/1.0",
+      },
+      want: "in-sync 0",
+    },
+  ];
+  for (const { name, argv = [], env = {}, want } of good) {
+    test(`accepts ${name}`, async () => assert.equal(statusLine(await verdictOf(argv, env)), want));
+  }
+
+  const bad: { name: string; argv?: string[]; env?: Env; want: RegExp }[] = [
+    { name: "an unknown flag", argv: ["--token=x"], want: /Unknown option '--token'/ },
+    { name: "a positional argument", argv: ["fixtures"], want: /Unexpected argument 'fixtures'/ },
+    { name: "a flag without its value", argv: ["--copy"], want: /--copy <value>/ },
+    { name: "an empty flag", argv: ["--replay", ""], want: /--replay is empty/ },
+    { name: "two sources of the event", argv: ["--replay", "a", "--event", "b"], want: /--replay and --event/ },
+    { name: "a replay that is not there", argv: ["--replay", "no.json"], want: /replay "no\.json": there is no such file/ },
+    { name: "a replay that is a directory", argv: ["--replay", "fixtures"], want: /replay "fixtures": it is a directory/ },
+    { name: "a bare payload without a name", argv: ["--replay", "package.json"], want: /--event-name/ },
+    { name: "a replay that is not JSON, without a name", argv: ["--replay", CANONICAL], want: /not JSON.*--event-name/ },
+    { name: "no server where a fetch is due", env: { AUTO_SYNC_TOKEN: "x" }, want: /SYNC_CANONICAL_SERVER/ },
+    { name: "a server that is no URL", env: { SYNC_CANONICAL_SERVER: "git.example.com" }, want: /SYNC_CANONICAL_SERVER/ },
+    { name: "a server with a blank in it", env: { SYNC_CANONICAL_SERVER: "https://a b" }, want: /SYNC_CANONICAL_SERVER: it is not a URL/ },
+    { name: "a server of another scheme", env: { SYNC_CANONICAL_SERVER: "ftp://a" }, want: /SYNC_CANONICAL_SERVER: it is neither/ },
+    { name: "a server with a user name", env: { SYNC_CANONICAL_SERVER: "https://me@a" }, want: /SYNC_CANONICAL_SERVER: it holds a user name/ },
+    { name: "a server with a password", env: { SYNC_CANONICAL_SERVER: "https://:pw@a" }, want: /SYNC_CANONICAL_SERVER: it holds a user name/ },
+    { name: "a server with a query", env: { SYNC_CANONICAL_SERVER: "https://a/?" }, want: /SYNC_CANONICAL_SERVER: it holds a query/ },
+    { name: "a server with a fragment", env: { SYNC_CANONICAL_SERVER: "https://a/#" }, want: /SYNC_CANONICAL_SERVER: it holds a query/ },
+    { name: "plain http: to another machine", env: { SYNC_CANONICAL_SERVER: "http://127.0.0.1.example.com" }, want: /SYNC_CANONICAL_SERVER.*SYNC_ALLOW_HTTP=1/ },
+    { name: "the runner's plain http:", env: { GITHUB_SERVER_URL: "http://gitea:3000" }, want: /GITHUB_SERVER_URL.*SYNC_ALLOW_HTTP=1/ },
+    { name: "a switch that is not 0 or 1", env: { SYNC_ALLOW_HTTP: "yes" }, want: /SYNC_ALLOW_HTTP/ },
+    { name: "a repository without an owner", env: { SYNC_CANONICAL_REPO: "name" }, want: /SYNC_CANONICAL_REPO: it is "name"/ },
+    { name: "a repository of three parts", env: { SYNC_CANONICAL_REPO: "a/b/c" }, want: /SYNC_CANONICAL_REPO/ },
+    { name: "a repository of dots", env: { SYNC_CANONICAL_REPO: "../b" }, want: /SYNC_CANONICAL_REPO/ },
+    { name: "a repository with a dot for a name", env: { SYNC_CANONICAL_REPO: "a/." }, want: /SYNC_CANONICAL_REPO/ },
+    { name: "a repository with a query", env: { SYNC_CANONICAL_REPO: "a/b?c" }, want: /SYNC_CANONICAL_REPO/ },
+    { name: "an absolute canonical path", env: { SYNC_CANONICAL_PATH: "/etc/passwd" }, want: /SYNC_CANONICAL_PATH/ },
+    { name: "a canonical path that climbs", env: { SYNC_CANONICAL_PATH: "a/../b" }, want: /SYNC_CANONICAL_PATH/ },
+    { name: "a canonical path with a dot", env: { SYNC_CANONICAL_PATH: "./a" }, want: /SYNC_CANONICAL_PATH/ },
+    { name: "a canonical path with a line break", env: { SYNC_CANONICAL_PATH: "a\nb" }, want: /SYNC_CANONICAL_PATH/ },
+    { name: "a ref that climbs", env: { SYNC_CANONICAL_REF: ".." }, want: /SYNC_CANONICAL_REF/ },
+    { name: "a ref with a control character", env: { SYNC_CANONICAL_REF: "a\u0000b" }, want: /SYNC_CANONICAL_REF/ },
+    { name: "a deadline of 0", env: { SYNC_TIMEOUT_SECONDS: "0" }, want: /SYNC_TIMEOUT_SECONDS: it is "0"/ },
+    { name: "a negative deadline", env: { SYNC_TIMEOUT_SECONDS: "-1" }, want: /SYNC_TIMEOUT_SECONDS/ },
+    { name: "a deadline in words", env: { SYNC_TIMEOUT_SECONDS: "1m" }, want: /SYNC_TIMEOUT_SECONDS/ },
+    { name: "a deadline in hex", env: { SYNC_TIMEOUT_SECONDS: "0x10" }, want: /SYNC_TIMEOUT_SECONDS/ },
+    { name: "a deadline of more than a day", env: { SYNC_TIMEOUT_SECONDS: "86401" }, want: /SYNC_TIMEOUT_SECONDS.*86400/ },
+    { name: "a size limit of 0", env: { SYNC_MAX_BYTES: "0" }, want: /SYNC_MAX_BYTES/ },
+    { name: "a broken size limit", env: { SYNC_MAX_BYTES: "1.5" }, want: /SYNC_MAX_BYTES/ },
+    { name: "a size limit beyond 1 GiB", env: { SYNC_MAX_BYTES: "1073741825" }, want: /SYNC_MAX_BYTES.*1073741824/ },
+  ];
+  for (const { name, argv = [], env = {}, want } of bad) {
+    test(`refuses ${name}`, async () => {
+      const { exitCode, stdout } = await gate(argv, env);
+      assert.equal(exitCode, 2, stdout);
+      assert.match(stdout, /^::error::usage: /m);
+      assert.match(stdout, want);
+    });
+  }
+
+  test("a refused server's credentials are not printed", async () => {
+    const { stdout } = await gate([], { SYNC_CANONICAL_SERVER: "https://me:hunter2@git.example.com" });
+    assert.doesNotMatch(stdout, /hunter2|git\.example\.com$/m);
+  });
+  test("--help names every flag and every setting", async () => {
+    const { exitCode, stdout } = await gate(["--help"]);
+    assert.equal(exitCode, 0);
+    for (const word of ["--event-name", "--event", "--copy", "--canonical", "--replay", "--json", "AUTO_SYNC_TOKEN"]) assert.ok(stdout.includes(word), word);
+  });
+  test("--version prints the version alone", async () => assert.equal((await gate(["--version"])).stdout, VERSION));
+});
+
+// ─────────────────────────────── case table ───────────────────────────────
+
+/** Branch and trust of every file in fixtures/events, written down from what the forge did. */
+const CAPTURED: Record<string, { branch: number; trusted: boolean }> = {
+  "branch-created": { branch: 4, trusted: true },
+  "branch-deleted": { branch: 4, trusted: true },
+  "fork-created": { branch: 4, trusted: true },
+  "issue-opened": { branch: 4, trusted: true },
+  "pr-agit-opened": { branch: 3, trusted: false },
+  "pr-deleted-fork-labeled": { branch: 3, trusted: false },
+  "pr-fork-comment": { branch: 4, trusted: true },
+  "pr-fork-synchronize": { branch: 3, trusted: false },
+  "pr-fork-target": { branch: 4, trusted: true },
+  "pr-from-parent": { branch: 3, trusted: false },
+  "pr-same-closed": { branch: 2, trusted: true },
+  "pr-same-forked-base": { branch: 2, trusted: true },
+  "pr-same-opened": { branch: 2, trusted: true },
+  "pr-same-reopened": { branch: 2, trusted: true },
+  "pr-same-review": { branch: 4, trusted: true },
+  "pr-same-synchronize": { branch: 2, trusted: true },
+  "push-main": { branch: 1, trusted: true },
+  "push-staging": { branch: 1, trusted: true },
+  "push-tag": { branch: 1, trusted: true },
+  "release-published": { branch: 4, trusted: true },
+  schedule: { branch: 1, trusted: true },
+  "workflow-dispatch": { branch: 1, trusted: true },
+};
+
+function captured(name: string): { event_name: string; event: unknown; secret_arrived: boolean } {
+  return JSON.parse(readFileSync(`fixtures/events/${name}.json`, "utf8"));
+}
+
+/** A pull request whose head and base are given, and nothing else. */
+function pull(head: unknown, base: unknown = { repo: { id: 1, full_name: "o/base" } }): Payload {
+  return { value: { pull_request: { head, base } } };
+}
+
+/** Made by hand: each row is about one rule, in the table's order, and about what falls through it. */
+const PAYLOADS: { name: string; payload: Payload; branch: 2 | 3 | 4; why: RegExp }[] = [
+  // Rule 1: the empty label.
+  { name: "an empty label before equal ids", payload: pull({ label: "", repo: { id: 1 } }), branch: 3, why: /AGit/ },
+  { name: "a blank label, which is not empty", payload: pull({ label: " ", repo: { id: 1 } }), branch: 2, why: /id/ },
+  { name: "a label that is null", payload: pull({ label: null, repo: { id: 1 } }), branch: 2, why: /id/ },
+  { name: "an empty label of the base", payload: pull({ label: "x", repo: { id: 1 } }, { label: "", repo: { id: 1 } }), branch: 2, why: /id/ },
+  // Rule 2: no head repository any more.
+  { name: "a head repository that is null", payload: pull({ label: "x", repo: null }), branch: 3, why: /deleted/ },
+  { name: "a head repository that is null, without a base", payload: pull({ repo: null }, null), branch: 3, why: /deleted/ },
+  { name: "a head repository that is missing", payload: pull({ label: "x", repo_id: -1 }), branch: 4, why: /no usable/ },
+  { name: "a head repository that is false", payload: pull({ label: "x", repo: false }), branch: 4, why: /no usable/ },
+  // Rule 3: the ids.
+  { name: "equal ids before different names", payload: pull({ repo: { id: 1, full_name: "o/x", fork: true } }), branch: 2, why: /id is 1, base\.repo\.id is 1/ },
+  { name: "different ids before equal names", payload: pull({ repo: { id: 2, full_name: "o/base", fork: false } }), branch: 3, why: /id is 2, base\.repo\.id is 1/ },
+  { name: "the largest id", payload: pull({ repo: { id: 9007199254740991 } }, { repo: { id: 9007199254740991 } }), branch: 2, why: /id/ },
+  // Rule 4: the names, where an id is unusable.
+  { name: "ids as strings", payload: pull({ repo: { id: "1", full_name: "o/x" } }), branch: 3, why: /"o\/x"/ },
+  { name: "a head id of 0", payload: pull({ repo: { id: 0, full_name: "o/base" } }), branch: 2, why: /"o\/base"/ },
+  { name: "a base id of 0", payload: pull({ repo: { id: 1, full_name: "o/x" } }, { repo: { id: 0, full_name: "o/y" } }), branch: 3, why: /"o\/x"/ },
+  { name: "negative ids that are equal", payload: pull({ repo: { id: -1, full_name: "o/x" } }, { repo: { id: -1, full_name: "o/y" } }), branch: 3, why: /"o\/x"/ },
+  { name: "fractional ids that are equal", payload: pull({ repo: { id: 1.5, full_name: "o/x" } }, { repo: { id: 1.5, full_name: "o/y" } }), branch: 3, why: /"o\/x"/ },
+  { name: "ids beyond the safe integers", payload: pull({ repo: { id: 2 ** 53, full_name: "o/x" } }, { repo: { id: 2 ** 53, full_name: "o/y" } }), branch: 3, why: /"o\/x"/ },
+  { name: "names that differ in case alone", payload: pull({ repo: { full_name: "O/Base" } }), branch: 2, why: /"O\/Base"/ },
+  { name: "names before the flag", payload: pull({ repo: { full_name: "o/base", fork: true } }), branch: 2, why: /"o\/base"/ },
+  // Rule 5: the flag.
+  { name: "an empty head name", payload: pull({ repo: { full_name: "", fork: true } }), branch: 3, why: /fork is true/ },
+  { name: "an empty base name", payload: pull({ repo: { full_name: "o/x", fork: false } }, { repo: { full_name: "" } }), branch: 2, why: /fork is false/ },
+  { name: "names as numbers", payload: pull({ repo: { full_name: 1, fork: true } }, { repo: { full_name: 1 } }), branch: 3, why: /fork is true/ },
+  { name: "the flag alone, without a base", payload: pull({ repo: { fork: false } }, undefined), branch: 2, why: /fork is false/ },
+  // Rule 6: it cannot be told.
+  { name: "the flag as a string", payload: pull({ repo: { fork: "true" } }), branch: 4, why: /no usable/ },
+  { name: "the flag of the base alone", payload: pull({ repo: {} }, { repo: { fork: true } }), branch: 4, why: /no usable/ },
+  { name: "repositories that are arrays", payload: pull({ repo: [{ id: 2 }] }), branch: 4, why: /no usable/ },
+  { name: "a head that is an array", payload: pull([{ label: "" }]), branch: 4, why: /no usable/ },
+  { name: "a head that is null", payload: pull(null), branch: 4, why: /no usable/ },
+  { name: "a pull request that is null", payload: { value: { pull_request: null } }, branch: 4, why: /no usable/ },
+  { name: "an empty object", payload: { value: {} }, branch: 4, why: /no usable/ },
+  { name: "keys of the prototype", payload: { value: JSON.parse('{"__proto__":{"pull_request":{"head":{"label":""}}}}') }, branch: 4, why: /no usable/ },
+  { name: "inherited keys", payload: { value: Object.create({ pull_request: { head: { label: "" } } }) }, branch: 4, why: /no usable/ },
+  { name: "an array", payload: { value: [{ pull_request: { head: { label: "" } } }] }, branch: 4, why: /not an object/ },
+  { name: "null", payload: { value: null }, branch: 4, why: /not an object/ },
+  { name: "a string", payload: { value: "pull_request" }, branch: 4, why: /not an object/ },
+  { name: "no payload", payload: { missing: "nothing there" }, branch: 4, why: /nothing there/ },
+];
+
+describe("the case table, on captured events", () => {
+  test("has a row for every file", () => {
+    const files = readdirSync("fixtures/events").map((file) => file.replace(/\.json$/, ""));
+    assert.deepEqual(files.sort(), Object.keys(CAPTURED).sort());
+  });
+  for (const [name, want] of Object.entries(CAPTURED)) {
+    test(`${want.trusted ? "trusts" : "does not trust"} ${name}`, () => {
+      const { event_name, event } = captured(name);
+      const { branch, trusted } = classify(event_name, { value: event });
+      assert.deepEqual({ branch, trusted }, want);
+    });
+  }
+  for (const [name, { trusted }] of Object.entries(CAPTURED).filter(([name]) => captured(name).event_name === "pull_request")) {
+    test(`agrees with the forge on ${name}`, () => assert.equal(trusted, captured(name).secret_arrived));
+  }
+});
+
+describe("the case table, on payloads made by hand", () => {
+  for (const { name, payload, branch, why } of PAYLOADS) {
+    test(`${branch === 3 ? "does not trust" : "trusts"} ${name}`, () => {
+      const context = classify("pull_request", payload);
+      assert.equal(context.branch, branch, context.why);
+      assert.equal(context.trusted, branch !== 3);
+      assert.match(context.why, why);
+    });
+  }
+});
+
+describe("the case table, on event names", () => {
+  const fork = pull({ label: "", repo: null });
+  const rows = [
+    { event: "push", branch: 1, why: /own context/ },
+    { event: "schedule", branch: 1, why: /own context/ },
+    { event: "workflow_dispatch", branch: 1, why: /own context/ },
+    { event: "pull_request_target", branch: 4, why: /does not name/ },
+    { event: "Pull_Request", branch: 4, why: /does not name/ },
+    { event: " push", branch: 4, why: /does not name/ },
+    { event: "constructor", branch: 4, why: /does not name/ },
+    { event: "", branch: 4, why: /no event name/ },
+    { event: " \t", branch: 4, why: /no event name/ },
+  ];
+  for (const { event, branch, why } of rows) {
+    test(`trusts ${JSON.stringify(event)}, whatever its payload`, () => {
+      const context = classify(event, fork);
+      assert.deepEqual([context.branch, context.trusted, context.event], [branch, true, event]);
+      assert.match(context.why, why);
+    });
+  }
+});
+
+describe("the event's file", () => {
+  const forkEvent = JSON.stringify({ pull_request: { head: { label: "", repo: null } } });
+  const rows: { name: string; file: () => string; want: string; why: RegExp }[] = [
+    { name: "a payload", file: () => scratchFile("pr.json", forkEvent), want: "skipped 0", why: /AGit/ },
+    { name: "a byte-order mark before the JSON", file: () => scratchFile("bom.json", `\ufeff${forkEvent}`), want: "skipped 0", why: /AGit/ },
+    { name: "no file", file: () => join(scratch, "none.json"), want: "token-missing 1", why: /there is no such file/ },
+    { name: "a directory", file: () => scratch, want: "token-missing 1", why: /it is a directory/ },
+    { name: "a device", file: () => "/dev/zero", want: "token-missing 1", why: /not a regular file/ },
+    { name: "half a JSON", file: () => scratchFile("half.json", forkEvent.slice(0, -1)), want: "token-missing 1", why: /not JSON/ },
+    { name: "an empty file", file: () => scratchFile("empty.json", ""), want: "token-missing 1", why: /not JSON/ },
+    { name: "JSON nested beyond the parser's stack", file: () => scratchFile("deep.json", "[".repeat(2_000_000)), want: "token-missing 1", why: /not JSON/ },
+    { name: "a huge file", file: () => scratchFile("huge.json", Buffer.alloc(26_214_401, " ")), want: "token-missing 1", why: /26214401 bytes/ },
+    { name: "an array", file: () => scratchFile("array.json", `[${forkEvent}]`), want: "token-missing 1", why: /not an object/ },
+  ];
+  for (const { name, file, want, why } of rows) {
+    test(`with ${name}: ${want}`, async () => {
+      const path = file();
+      const env = { GITHUB_EVENT_NAME: "pull_request", GITHUB_EVENT_PATH: path };
+      assert.equal(statusLine(await verdictOf([], env)), want);
+      assert.match((await gate(["--event-name", "pull_request", "--event", path])).stdout, why);
+    });
+  }
+  test("is not read for any other event", async () => {
+    const { stdout } = await gate([], { GITHUB_EVENT_NAME: "push", GITHUB_EVENT_PATH: "/dev/zero" });
+    assert.doesNotMatch(stdout, /zero|regular/);
+  });
+  test("is missed where the runner named none", async () => {
+    const { exitCode, stdout } = await gate([], { GITHUB_EVENT_NAME: "pull_request" });
+    assert.equal(exitCode, 1);
+    assert.match(stdout, /GITHUB_EVENT_PATH/);
+  });
+});
+
+describe("the replay", () => {
+  const bare = JSON.stringify({ pull_request: { head: { label: "" } } });
+  const rows: { name: string; content: string; argv?: string[]; env?: Env; want: string }[] = [
+    { name: "a capture", content: `{"event_name":"pull_request","event":${bare}}`, want: "skipped 0" },
+    { name: "a capture, with a token", content: `{"event_name":"pull_request","event":${bare}}`, env: { AUTO_SYNC_TOKEN: "x" }, want: "in-sync 0" },
+    { name: "a capture, before the runner's own event", content: `{"event_name":"pull_request","event":${bare}}`, env: { GITHUB_EVENT_NAME: "push" }, want: "skipped 0" },
+    { name: "a capture, with another name by flag", content: `{"event_name":"pull_request","event":${bare}}`, argv: ["--event-name", "push"], want: "token-missing 1" },
+    { name: "a capture without a name", content: `{"event_name":"","event":${bare}}`, want: "token-missing 1" },
+    { name: "a bare payload, named by flag", content: bare, argv: ["--event-name", "pull_request"], want: "skipped 0" },
+    { name: "a bare payload, named by the environment", content: bare, env: { GITHUB_EVENT_NAME: "pull_request" }, want: "skipped 0" },
+    { name: "a broken payload, named by flag", content: "{", argv: ["--event-name", "pull_request"], want: "token-missing 1" },
+    { name: "a capture whose name is a number", content: `{"event_name":1,"event":${bare}}`, want: "usage 2" },
+    { name: "a capture without its event", content: `{"event_name":"push"}`, want: "usage 2" },
+  ];
+  for (const [index, { name, content, argv = [], env = {}, want }] of rows.entries()) {
+    test(`of ${name}: ${want}`, async () => {
+      const file = scratchFile(`replay-${index}.json`, content);
+      assert.equal(statusLine(await verdictOf(["--replay", file, ...LOCAL, ...argv], env)), want);
+    });
+  }
+});
+
+// ─────────────────────────── every permutation ───────────────────────────
+
+const TOKENS = {
+  unset: undefined,
+  empty: "",
+  blank: " \t\n",
+  malformed: "to ken-with-a-blank",
+  present: ` ${STAND_IN_TOKEN}\n`,
+};
+type TokenKind = keyof typeof TOKENS;
+type CanonicalKind = "in sync" | "drifted" | "unreachable";
+
+/** What each kind of token comes to, by trust and by the canonical's state. */
+const OUTCOMES: { token: TokenKind; canonical: CanonicalKind; trusted: string; untrusted: string }[] = [
+  { token: "unset", canonical: "in sync", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "unset", canonical: "drifted", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "unset", canonical: "unreachable", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "empty", canonical: "in sync", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "empty", canonical: "drifted", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "empty", canonical: "unreachable", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "blank", canonical: "in sync", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "blank", canonical: "drifted", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "blank", canonical: "unreachable", trusted: "token-missing 1", untrusted: "skipped 0" },
+  { token: "malformed", canonical: "in sync", trusted: "unverified token-malformed 3", untrusted: "unverified token-malformed 3" },
+  { token: "malformed", canonical: "drifted", trusted: "unverified token-malformed 3", untrusted: "unverified token-malformed 3" },
+  { token: "malformed", canonical: "unreachable", trusted: "unverified token-malformed 3", untrusted: "unverified token-malformed 3" },
+  { token: "present", canonical: "in sync", trusted: "in-sync 0", untrusted: "in-sync 0" },
+  { token: "present", canonical: "drifted", trusted: "drift 1", untrusted: "drift 1" },
+  { token: "present", canonical: "unreachable", trusted: "unverified unreachable 3", untrusted: "unverified unreachable 3" },
+];
+
+describe("every event by every token by every canonical", () => {
+  const good = useForge(playRepository);
+  const gone = useForge((socket) => socket.destroy());
+  const events: { name: string; trusted: boolean; capture: () => unknown }[] = [
+    ...Object.entries(CAPTURED).map(([name, { trusted }]) => ({
+      name,
+      trusted,
+      capture: () => captured(name),
+    })),
+    ...PAYLOADS.flatMap(({ name, payload, branch }) =>
+      "missing" in payload || JSON.stringify(payload.value) === undefined
+        ? []
+        : [{ name: `${name} (made by hand)`, trusted: branch !== 3, capture: () => ({ event_name: "pull_request", event: payload.value }) }],
+    ),
+  ];
+  for (const [index, { name, trusted, capture }] of events.entries()) {
+    test(`${trusted ? "trusted" : "untrusted"}: ${name}`, async () => {
+      const replay = scratchFile(`permutation-${index}.json`, JSON.stringify(capture()));
+      for (const outcome of OUTCOMES) {
+        const before = good.forge.asked.length + gone.forge.asked.length;
+        const env = envFor(outcome.canonical === "unreachable" ? gone.url : good.url, {
+          AUTO_SYNC_TOKEN: TOKENS[outcome.token],
+          SYNC_COPY_PATH: outcome.canonical === "drifted" ? DRIFTED : CANONICAL,
+          SYNC_TIMEOUT_SECONDS: "0.5",
+        });
+        const got = statusLine(await verdictOf(["--replay", replay], env));
+        const want = trusted ? outcome.trusted : outcome.untrusted;
+        assert.equal(got, want, `token ${outcome.token}, canonical ${outcome.canonical}: got ${got}, want ${want}`);
+        const isAsked = good.forge.asked.length + gone.forge.asked.length > before;
+        assert.equal(isAsked, outcome.token === "present", "the forge is asked with a token only");
+      }
+    });
+  }
+});
+
+describe("a missing token", () => {
+  test("in a trusted context is one error that names the event and the remedy", async () => {
+    const { exitCode, stdout } = await gate([], { GITHUB_EVENT_NAME: "schedule" });
+    assert.equal(exitCode, 1);
+    const [annotation = "", ...more] = annotations(stdout);
+    assert.deepEqual(more, []);
+    assert.match(annotation, /^::error::token-missing: .*"schedule".*Provision AUTO_SYNC_TOKEN \(read scope on molecule-controlplane\)/);
+  });
+  test("without an event name is an error too", async () => {
+    const { exitCode, stdout } = await gate([]);
+    assert.equal(exitCode, 1);
+    assert.match(stdout, /^::error::token-missing: .*an event without a name/m);
+  });
+  test("on a fork's pull request is one warning that says that nothing was compared", async () => {
+    const { exitCode, stdout } = await gate(["--replay", "fixtures/events/pr-fork-synchronize.json"]);
+    assert.equal(exitCode, 0);
+    const [annotation = "", ...more] = annotations(stdout);
+    assert.deepEqual(more, []);
+    assert.match(annotation, /^::warning::skipped: .*nothing was compared.*hermetic pin still guards hand edits/);
+  });
+});
+
+// ─────────────────────────────── the wire ───────────────────────────────
+
+describe("the fetch", () => {
+  const forge = useForge(playRepository);
+  test("asks for the commit, then for the file at it, with the token in one header", async () => {
+    const { exitCode, stdout } = await gate([], envFor(forge.url, { SYNC_CANONICAL_REF: "release/1.0", SYNC_CANONICAL_PATH: "a b/ü?.yaml" }));
+    assert.equal(exitCode, 0, stdout);
+    const base = "/api/v1/repos/molecule-ai/molecule-controlplane";
+    assert.deepEqual(
+      forge.forge.asked.map(({ method, target }) => `${method} ${target}`),
+      [`GET ${base}/git/commits/release%2F1.0?stat=false&verification=false&files=false`, `GET ${base}/raw/a%20b/%C3%BC%3F.yaml?ref=${COMMIT}`],
+    );
+    for (const { headers } of forge.forge.asked) {
+      assert.equal(headers.get("authorization"), `token ${STAND_IN_TOKEN}`);
+      assert.equal(headers.get("accept-encoding"), "identity");
+      assert.match(headers.get("user-agent") ?? "", /^sync-providers\/1\.0\.0/);
+    }
+  });
+});
+
+describe("one connection", () => {
+  let connections = 0;
+  const seen = new Set<unknown>();
+  const forge = useForge((socket, asked) => {
+    if (!seen.has(socket)) connections += 1;
+    seen.add(socket);
+    const bytes = response(kindOf(asked) === "commit" ? "commit-of-branch" : "ok-at-commit");
+    socket.write(Buffer.from(bytes.toString("latin1").replace("Connection: close\r\n", ""), "latin1"));
+  });
+  test("serves both requests", async () => {
+    assert.equal(statusLine(await verdictOf([], envFor(forge.url))), "in-sync 0");
+    assert.equal(connections, 1);
+  });
+});
+
+/** An HTTP answer with its length, or without when `headers` brings its own framing. */
+function answer(status: string, headers: Record<string, string> = {}, body: string | Buffer = ""): Play {
+  const bytes = Buffer.from(body);
+  const framing = "content-length" in headers || "transfer-encoding" in headers ? {} : { "content-length": String(bytes.length) };
+  const lines = Object.entries({ ...headers, ...framing }).map(([name, value]) => `${name}: ${value}\r\n`);
+  return (socket) => void socket.write(Buffer.concat([Buffer.from(`HTTP/1.1 ${status}\r\n${lines.join("")}\r\n`), bytes]));
+}
+
+/** Plays one way for one kind of request, and the captured repository for the others. */
+function on(kind: ReturnType<typeof kindOf>, special: Play): Play {
+  return (socket, asked) => (kindOf(asked) === kind ? special : playRepository)(socket, asked);
+}
+
+/** Plays each of the first answers once, then the captured repository. */
+function first(...plays: Play[]): Play {
+  const left = [...plays];
+  return (socket, asked) => (left.shift() ?? playRepository)(socket, asked);
+}
+
+/** The captured commit and file, with something cut out of the raw bytes of the file's answer. */
+function fileWith(change: (raw: string) => string): Play {
+  const raw = response("ok-at-commit").toString("latin1");
+  assert.notEqual(change(raw), raw, "the change found its place");
+  return on("file", (socket) => void socket.end(Buffer.from(change(raw), "latin1")));
+}
+
+const BODY = readFileSync(CANONICAL);
+/** `git hash-object` of the canonical fixture in a sha256 repository. */
+const SHA256_BLOB_ID = "c6b8d6b4e5115944594d71ec9fcc912ab741df9fa990b25e8846ef309e91f96b";
+const JSON_TYPE = { "content-type": "application/json" };
+
+/** What the forge does, and what the gate makes of it. Made anew for each run, as many keep count. */
+const FAULTS: {
+  name: string;
+  forge: () => Play;
+  want: string;
+  says?: RegExp;
+  env?: Env;
+  attempts?: number;
+}[] = [
+  // The connection.
+  { name: "hangs up for ever", forge: () => (socket) => socket.destroy(), want: "unverified unreachable 3", attempts: 4 },
+  { name: "hangs up once", forge: () => first((socket) => socket.destroy()), want: "in-sync 0", says: /retry +1 of 3/, attempts: 3 },
+  { name: "resets before the answer", forge: () => (socket) => socket.resetAndDestroy(), want: "unverified unreachable 3", says: /ECONNRESET/ },
+  {
+    name: "resets during the answer",
+    forge: () => on("file", (socket) => socket.write(response("ok-at-commit").subarray(0, 700), () => socket.resetAndDestroy())),
+    want: "unverified bad-response 3",
+    says: /broke off/,
+  },
+  {
+    name: "is silent",
+    forge: () => () => {},
+    want: "unverified timeout 3",
+    env: { SYNC_TIMEOUT_SECONDS: "0.4" },
+  },
+  {
+    name: "is silent once",
+    forge: () => first(() => {}),
+    want: "in-sync 0",
+    says: /nothing came for 0\.5 s/,
+    env: { SYNC_TIMEOUT_SECONDS: "2" },
+    attempts: 3,
+  },
+  { name: "speaks no HTTP", forge: () => (socket) => socket.end("SSH-2.0-OpenSSH_9.2\r\n"), want: "unverified bad-response 3", says: /HTTPParserError/, attempts: 1 },
+  { name: "sends headers without end", forge: () => (socket) => socket.write(`HTTP/1.1 200 OK\r\nx: ${"y".repeat(200_000)}`), want: "unverified bad-response 3", says: /HEADERS_OVERFLOW/ },
+  // The body.
+  {
+    name: "drips a byte at a time",
+    forge: () =>
+      on("file", (socket) => {
+        socket.write("HTTP/1.1 200 OK\r\nContent-Length: 795\r\n\r\n");
+        const drip = setInterval(() => socket.write("x"), 50);
+        socket.on("close", () => clearInterval(drip));
+      }),
+    want: "unverified timeout 3",
+    env: { SYNC_TIMEOUT_SECONDS: "0.6" },
+  },
+  { name: "stops short of the length", forge: () => fileWith((raw) => raw.slice(0, -1)), want: "unverified bad-response 3", says: /broke off/, attempts: 5 },
+  {
+    name: "stops short of the length on an open connection's end",
+    forge: () => fileWith((raw) => raw.replace("Connection: close\r\n", "").slice(0, -1)),
+    want: "unverified bad-response 3",
+    says: /broke off/,
+    attempts: 5,
+  },
+  { name: "stops short once", forge: () => first(playRepository, (socket) => void socket.end(response("ok-at-commit").subarray(0, 600))), want: "in-sync 0", says: /retry/, attempts: 3 },
+  {
+    name: "breaks off a chunked body",
+    forge: () => on("file", (socket) => void socket.end("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")),
+    want: "unverified bad-response 3",
+    says: /broke off/,
+  },
+  { name: "sends more than the length", forge: () => fileWith((raw) => raw.replace("Content-Length: 795", "Content-Length: 794")), want: "unverified bad-response 3" },
+  {
+    name: "sends a broken chunk size",
+    forge: () => on("file", (socket) => void socket.end("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")),
+    want: "unverified bad-response 3",
+    says: /HTTPParserError/,
+  },
+  { name: "sends the file in chunks", forge: () => on("file", answer("200 OK", { "transfer-encoding": "chunked" }, `31b\r\n${BODY}\r\n0\r\n\r\n`)), want: "in-sync 0" },
+  { name: "sends the file until the connection's end", forge: () => on("file", (socket) => void socket.end(Buffer.concat([Buffer.from("HTTP/1.1 200 OK\r\n\r\n"), BODY]))), want: "in-sync 0" },
+  {
+    name: "announces more than the limit",
+    forge: () => playRepository,
+    want: "unverified too-large 3",
+    says: /795 bytes, more than 794 bytes/,
+    env: { SYNC_MAX_BYTES: "794", SYNC_COPY_PATH: "fixtures/responses/crlf-file.http" },
+    attempts: 2,
+  },
+  {
+    name: "sends more than the limit unannounced",
+    forge: () =>
+      on("file", (socket) => {
+        const flood = () => {
+          while (socket.writable && socket.write(Buffer.alloc(65536)));
+        };
+        socket.on("drain", flood);
+        socket.write("HTTP/1.1 200 OK\r\n\r\n");
+        flood();
+      }),
+    want: "unverified too-large 3",
+    says: /it has more than 10485760 bytes/,
+  },
+  // The bytes.
+  {
+    name: "flips a byte against the blob id",
+    forge: () => fileWith((raw) => raw.replace("schema_version: 1", "schema_version: 2")),
+    want: "unverified bad-response 3",
+    says: /blob id e8edcdc409a7/,
+    attempts: 2,
+  },
+  { name: "names the blob id weakly, and it is wrong", forge: () => fileWith((raw) => raw.replace('Etag: "e8', 'Etag: W/"e9')), want: "unverified bad-response 3", says: /blob id/ },
+  { name: "names the blob id weakly", forge: () => fileWith((raw) => raw.replace('Etag: "', 'Etag: W/"')), want: "in-sync 0" },
+  { name: "names the blob id in capitals", forge: () => fileWith((raw) => raw.replace("e8edcdc409a79ecafa8c21f09ebc471ef430aa42", "E8EDCDC409A79ECAFA8C21F09EBC471EF430AA42")), want: "in-sync 0" },
+  { name: "has an opaque ETag", forge: () => fileWith((raw) => raw.replace('"e8edcd', '"gzip-e8edcd')), want: "in-sync 0" },
+  { name: "has an ETag without quotes", forge: () => fileWith((raw) => raw.replace('"e8edcdc409a79ecafa8c21f09ebc471ef430aa42"', "e9edcdc409a79ecafa8c21f09ebc471ef430aa42")), want: "in-sync 0" },
+  { name: "has no ETag", forge: () => fileWith((raw) => raw.replace(/Etag: .*\r\n/, "")), want: "in-sync 0" },
+  { name: "names a sha256 blob id", forge: () => fileWith((raw) => raw.replace("e8edcdc409a79ecafa8c21f09ebc471ef430aa42", SHA256_BLOB_ID)), want: "in-sync 0" },
+  {
+    name: "names a wrong sha256 blob id",
+    forge: () => fileWith((raw) => raw.replace("e8edcdc409a79ecafa8c21f09ebc471ef430aa42", `0${SHA256_BLOB_ID.slice(1)}`)),
+    want: "unverified bad-response 3",
+    says: /blob id 0/,
+  },
+  { name: "sends an empty file", forge: () => on("file", play("empty-file")), want: "drift 1", says: /line=1/ },
+  { name: "sends a symbolic link", forge: () => on("file", play("symlink")), want: "unverified bad-response 3", says: /"symlink"/ },
+  { name: "sends a Git LFS pointer", forge: () => on("file", play("lfs-pointer")), want: "unverified bad-response 3", says: /Git LFS/ },
+  { name: "sends JSON as the file", forge: () => on("file", play("contents-endpoint")), want: "unverified bad-response 3", says: /application\/json/ },
+  { name: "sends HTML as the file", forge: () => on("file", answer("200 OK", { "content-type": "text/html" }, BODY)), want: "unverified bad-response 3", says: /text\/html/ },
+  { name: "sends gzip unasked", forge: () => on("file", answer("200 OK", { "content-encoding": "gzip" }, BODY)), want: "unverified bad-response 3", says: /"gzip"/ },
+  {
+    name: "names the encoding twice",
+    forge: () => on("file", answer("200 OK\r\ncontent-encoding: identity\r\ncontent-encoding: gzip", {}, BODY)),
+    want: "unverified bad-response 3",
+    says: /"identity, gzip"/,
+  },
+  { name: "names the encoding that was asked for", forge: () => on("file", answer("200 OK", { "content-encoding": "Identity" }, BODY)), want: "in-sync 0" },
+  // The statuses.
+  { name: "refuses the token", forge: () => play("bad-token"), want: "unverified token-rejected 3", says: /401, saying "user does not exist/, attempts: 1 },
+  { name: "refuses the token for the file", forge: () => on("file", play("bad-token")), want: "unverified token-rejected 3" },
+  { name: "misses the scope", forge: () => play("token-without-scope"), want: "unverified token-scope 3", says: /read:repository/, attempts: 1 },
+  { name: "misses the scope, on 1.25", forge: () => play("gitea-1.25.4-token-without-scope"), want: "unverified token-scope 3" },
+  { name: "shows no such repository", forge: () => play("repo-invisible"), want: "unverified repo-not-visible 3", says: /molecule-ai\/molecule-controlplane/, attempts: 2 },
+  { name: "has no such ref", forge: () => on("commit", play("commit-of-missing-ref")), want: "unverified ref-not-found 3", says: /"main"/ },
+  { name: "cannot read the ref", forge: () => on("commit", answer("422 Unprocessable Entity")), want: "unverified ref-not-found 3", says: /"main~1"/, env: { SYNC_CANONICAL_REF: "main~1" } },
+  { name: "has no such file", forge: () => on("file", play("missing-file")), want: "unverified file-not-found 3", says: /providers\.yaml/ },
+  { name: "has a directory there", forge: () => on("file", play("directory")), want: "unverified file-not-found 3", says: /directory/ },
+  { name: "takes the token back between two requests", forge: () => first(play("commit-of-missing-ref"), play("bad-token")), want: "unverified token-rejected 3" },
+  { name: "answers the question for the repository with an error", forge: () => first(play("commit-of-missing-ref"), play("token-without-scope")), want: "unverified token-scope 3" },
+  { name: "answers 204", forge: () => on("file", answer("204 No Content")), want: "unverified bad-response 3", says: /204/, attempts: 2 },
+  { name: "answers 206", forge: () => on("file", answer("206 Partial Content", {}, BODY)), want: "unverified bad-response 3", says: /206/ },
+  { name: "answers 304", forge: () => on("file", answer("304 Not Modified")), want: "unverified bad-response 3", says: /304/ },
+  { name: "answers 400 with a body that is not JSON", forge: () => answer("400 Bad Request", {}, "no"), want: "unverified bad-response 3", says: /answered 400\./ },
+  { name: "answers 400 with a message that is no text", forge: () => answer("400 Bad Request", {}, '{"message":1}'), want: "unverified bad-response 3", says: /answered 400\./ },
+  { name: "answers 400 with an empty message", forge: () => answer("400 Bad Request", {}, '{"message":""}'), want: "unverified bad-response 3", says: /answered 400\./ },
+  {
+    name: "answers 401 with an endless body",
+    forge: () => (socket) => {
+      socket.write("HTTP/1.1 401 No\r\n\r\n");
+      const drip = setInterval(() => socket.write("x".repeat(4000)), 5);
+      socket.on("close", () => clearInterval(drip));
+    },
+    want: "unverified token-rejected 3",
+  },
+  { name: "answers 401 with a body that never comes", forge: () => answer("401 No", { "content-length": "10" }), want: "unverified token-rejected 3" },
+  // Retries.
+  ...[429, 500, 502, 503, 504].flatMap((status) => [
+    { name: `answers ${status} once`, forge: () => first(answer(`${status} Busy`)), want: "in-sync 0", says: new RegExp(`retry +1 of 3: .*${status}`), attempts: 3 },
+    { name: `answers ${status} for ever`, forge: () => answer(`${status} Busy`), want: "unverified server-error 3", says: new RegExp(`${status}`), attempts: 4 },
+  ]),
+  { name: "answers 501", forge: () => answer("501 Not Implemented"), want: "unverified bad-response 3", attempts: 1 },
+  { name: "asks to wait a second", forge: () => first(answer("503 Busy", { "retry-after": "1" })), want: "in-sync 0", says: /in 1 s, as the forge asked/ },
+  { name: "asks to wait until a date", forge: () => first(answer("429 Slow", { "retry-after": new Date(Date.now() - 5000).toUTCString() })), want: "in-sync 0", says: /retry +1 of 3: / },
+  {
+    name: "asks to wait for ever",
+    forge: () => first(answer("503 Busy", { "retry-after": "99999999999999999999" })),
+    want: "unverified server-error 3",
+    says: /asked to wait \d+ s, more than the deadline leaves/,
+    attempts: 1,
+  },
+  {
+    name: "asks to wait until a far date",
+    forge: () => first(answer("503 Busy", { "retry-after": "Fri, 31 Dec 9999 23:59:59 GMT" })),
+    want: "unverified server-error 3",
+    says: /more than the deadline leaves/,
+  },
+  { name: "asks to wait in words", forge: () => first(answer("503 Busy", { "retry-after": "soon" })), want: "in-sync 0", attempts: 3 },
+  { name: "asks to wait until a date without sense", forge: () => first(answer("503 Busy", { "retry-after": "Foo, 99 GMT" })), want: "in-sync 0" },
+  {
+    name: "asks to wait longer than the deadline while it retries",
+    forge: () => answer("503 Busy", { "retry-after": "1" }),
+    want: "unverified server-error 3",
+    env: { SYNC_TIMEOUT_SECONDS: "1.5" },
+    says: /more than the deadline leaves/,
+  },
+  // The commit's answer.
+  { name: "answers the commit with no JSON", forge: () => on("commit", answer("200 OK", JSON_TYPE, "<html>")), want: "unverified bad-response 3", says: /no commit id/, attempts: 1 },
+  { name: "answers the commit without a sha", forge: () => on("commit", answer("200 OK", JSON_TYPE, "{}")), want: "unverified bad-response 3", says: /no commit id/ },
+  { name: "answers the commit with a path for a sha", forge: () => on("commit", answer("200 OK", JSON_TYPE, '{"sha":"../../../../user"}')), want: "unverified bad-response 3", says: /no commit id/ },
+  { name: "answers the commit with a short sha", forge: () => on("commit", answer("200 OK", JSON_TYPE, '{"sha":"9d3b4a7"}')), want: "unverified bad-response 3" },
+  { name: "answers the commit with a list", forge: () => on("commit", answer("200 OK", JSON_TYPE, `[{"sha":"${COMMIT}"}]`)), want: "unverified bad-response 3" },
+  {
+    name: "answers the commit without end",
+    forge: () =>
+      on("commit", (socket) => {
+        const flood = () => {
+          while (socket.writable && socket.write(Buffer.alloc(65536, " ")));
+        };
+        socket.on("drain", flood);
+        socket.write("HTTP/1.1 200 OK\r\n\r\n");
+        flood();
+      }),
+    want: "unverified too-large 3",
+    says: /more than 1048576/,
+  },
+  { name: "answers the commit of a sha256 repository", forge: () => on("commit", answer("200 OK", JSON_TYPE, `{"sha":"${"AB".repeat(32)}"}`)), want: "in-sync 0", says: /commit ababababab\)/ },
+];
+
+describe("when the forge", () => {
+  for (const { name, forge, want, says = /./, env = {}, attempts } of FAULTS) {
+    test(`${name}: ${want}`, async () => {
+      const server = await startForge(forge());
+      const ran = await gate(["--json"], envFor(server.url, env));
+      await server.close();
+      const document = JSON.parse(ran.stdout);
+      assert.equal(statusLine(document), want, ran.stderr);
+      assert.match(ran.stderr, says);
+      if (attempts !== undefined) assert.equal(document.attempts, attempts, ran.stderr);
+    });
+  }
+});
+
+/** A proxy that hands every CONNECT on to its target, as it is asked to. */
+function tunnel(asked: { target: string }, socket: Socket): void {
+  const [host = "", port = ""] = asked.target.split(":");
+  const target = connect(Number(port), host, () => {
+    socket.write("HTTP/1.1 200 Connection established\r\n\r\n");
+    target.pipe(socket).pipe(target);
+  });
+  socket.on("close", () => target.destroy());
+}
+
+describe("a proxy", () => {
+  const forge = useForge(playRepository);
+  const proxy = useForge((socket, asked) => tunnel(asked, socket));
+  const strict = useForge((socket) => void socket.end("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"));
+  const mute = useForge(() => {});
+  const rows: { name: string; env: () => Env; want: string; tunnels: number }[] = [
+    { name: "is used", env: () => ({ HTTP_PROXY: proxy.url }), want: "in-sync 0", tunnels: 2 },
+    { name: "is used by its lower-case name first", env: () => ({ http_proxy: proxy.url, HTTP_PROXY: strict.url }), want: "in-sync 0", tunnels: 2 },
+    { name: "is passed by for a host of NO_PROXY", env: () => ({ HTTP_PROXY: strict.url, NO_PROXY: "127.0.0.1" }), want: "in-sync 0", tunnels: 0 },
+    { name: "for https: alone is not used for http:", env: () => ({ HTTPS_PROXY: strict.url }), want: "in-sync 0", tunnels: 0 },
+    { name: "that refuses is named", env: () => ({ HTTP_PROXY: strict.url }), want: "unverified unreachable 3", tunnels: 0 },
+    { name: "that is not there is named", env: () => ({ HTTP_PROXY: "http://127.0.0.1:1" }), want: "unverified unreachable 3", tunnels: 0 },
+    { name: "that is silent ends with the deadline", env: () => ({ HTTP_PROXY: mute.url, SYNC_TIMEOUT_SECONDS: "0.4" }), want: "unverified timeout 3", tunnels: 0 },
+    { name: "without a scheme is a wrong setting", env: () => ({ HTTP_PROXY: "proxy:3128" }), want: "usage 2", tunnels: 0 },
+    { name: "of another scheme is a wrong setting", env: () => ({ HTTPS_PROXY: "socks5://proxy:1080" }), want: "usage 2", tunnels: 0 },
+    { name: "that is no URL is a wrong setting", env: () => ({ HTTPS_PROXY: "http://" }), want: "usage 2", tunnels: 0 },
+  ];
+  for (const { name, env, want, tunnels } of rows) {
+    test(`${name}: ${want}`, async () => {
+      const before = proxy.forge.asked.length;
+      assert.equal(statusLine(await verdictOf([], envFor(forge.url, env()))), want);
+      assert.equal(proxy.forge.asked.length - before, tunnels);
+    });
+  }
+  test("sees no token", () => {
+    for (const { method, headers } of [...proxy.forge.asked, ...strict.forge.asked, ...mute.forge.asked]) {
+      assert.equal(method, "CONNECT");
+      assert.equal(headers.get("authorization"), undefined);
+    }
+  });
+});
+
+describe("TLS", () => {
+  const pem = { key: readFileSync("fixtures/tls/key.pem"), cert: readFileSync("fixtures/tls/cert.pem") };
+  const secure = () => startForge(playRepository, createTlsServer(pem), "https");
+  const mute = useForge(() => {});
+  test("with a self-signed certificate is unreachable, at once and without the token", async () => {
+    const forge = await secure();
+    const ran = await gate(["--json"], envFor(forge.url));
+    await forge.close();
+    const document = JSON.parse(ran.stdout);
+    assert.equal(statusLine(document), "unverified unreachable 3");
+    assert.match(ran.stderr, /DEPTH_ZERO_SELF_SIGNED_CERT.*NODE_EXTRA_CA_CERTS/);
+    assert.equal(document.attempts, 1);
+    assert.deepEqual(forge.asked, []);
+  });
+  test("with a private authority works by NODE_EXTRA_CA_CERTS, through a proxy as well", async () => {
+    const forge = await secure();
+    const proxy = await startForge((socket, asked) => tunnel(asked, socket));
+    const env = envFor(forge.url, { NODE_EXTRA_CA_CERTS: "fixtures/tls/cert.pem" });
+    const direct = await run(command(), env);
+    const proxied = await run(command(), { ...env, HTTPS_PROXY: proxy.url });
+    await Promise.all([forge.close(), proxy.close()]);
+    assert.deepEqual([direct.exitCode, proxied.exitCode], [0, 0], direct.stdout + proxied.stdout);
+    assert.deepEqual([forge.asked.length, proxy.asked.length], [4, 2]);
+  });
+  test("to a server that speaks plain HTTP is unreachable, at once", async () => {
+    const server = createServer((socket) => socket.on("error", () => {}).end("HTTP/1.1 400 Bad Request\r\n\r\n"));
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const address = server.address();
+    assert.ok(typeof address === "object" && address !== null);
+    const document = await verdictOf([], envFor(`https://127.0.0.1:${address.port}`));
+    server.close();
+    assert.equal(statusLine(document), "unverified unreachable 3");
+    assert.equal(document.attempts, 1);
+  });
+  test("to a server that never shakes hands ends with the deadline", async () => {
+    const env = envFor(mute.url.replace("http:", "https:"), { SYNC_TIMEOUT_SECONDS: "0.4" });
+    assert.equal(statusLine(await verdictOf([], env)), "unverified timeout 3");
+  });
+});
+
+describe("a redirect", () => {
+  const to = (status: string, location: string) => answer(status, { location });
+  const API = "/api/v1/repos/molecule-ai";
+  const COMMIT_ASK = "/git/commits/main?stat=false&verification=false&files=false";
+  const FILE_ASK = `/raw/internal/providers/providers.yaml?ref=${COMMIT}`;
+  const moved = (location: string, status = "301 Moved Permanently") => first(to(status, location));
+  const followed: { name: string; forge: () => Play; attempts: number }[] = [
+    { name: "of a moved repository (307)", forge: () => moved(`${API}/controlplane${COMMIT_ASK}`, "307 Temporary Redirect"), attempts: 3 },
+    { name: "of a moved repository (301)", forge: () => moved(`${API}/controlplane${COMMIT_ASK}`), attempts: 3 },
+    { name: "of a repository of another owner", forge: () => moved(`/api/v1/repos/new/name${COMMIT_ASK}`), attempts: 3 },
+    { name: "twice", forge: () => first(to("301 Moved", `${API}/b${COMMIT_ASK}`), to("301 Moved", `${API}/c${COMMIT_ASK}`)), attempts: 4 },
+    { name: "between the two requests", forge: () => first(playRepository, to("301 Moved", `${API}/b${FILE_ASK}`)), attempts: 3 },
+  ];
+  for (const { name, forge, attempts } of followed) {
+    test(`is followed: ${name}`, async () => {
+      const server = await startForge(forge());
+      const ran = await gate(["--json"], envFor(server.url));
+      await server.close();
+      assert.equal(ran.exitCode, 0, ran.stderr);
+      assert.match(ran.stderr, /^moved .*set SYNC_CANONICAL_REPO/m);
+      assert.equal(JSON.parse(ran.stdout).attempts, attempts);
+    });
+  }
+  test("once followed holds for the second request, and is named in the report", async () => {
+    const server = await startForge(moved(`/api/v1/repos/new/name${COMMIT_ASK}`));
+    const ran = await gate(["--json"], envFor(server.url));
+    await server.close();
+    assert.equal(server.asked[2]?.target, `/api/v1/repos/new/name${FILE_ASK}`);
+    assert.equal(JSON.parse(ran.stdout).canonical.repo, "new/name");
+  });
+
+  const elsewhere = useForge(playRepository);
+  const refused: { name: string; forge: () => Play; says: RegExp }[] = [
+    { name: "to another origin", forge: () => moved(`${elsewhere.url}${API}/b${COMMIT_ASK}`), says: /leads to "http:\/\/127\.0\.0\.1:\d+\/api\/v1\/repos\/molecule-ai\/b/ },
+    { name: "to another host without a scheme", forge: () => moved(`//evil.example${API}/b${COMMIT_ASK}`), says: /http:\/\/evil\.example/ },
+    { name: "to another scheme", forge: () => moved(`https://127.0.0.1${API}/b${COMMIT_ASK}`), says: /https:/ },
+    { name: "to a sign-in page", forge: () => moved("/user/login", "303 See Other"), says: /\/user\/login/ },
+    { name: "to another file", forge: () => moved(`${API}/b/raw/other`), says: /other/ },
+    { name: "to another query", forge: () => moved(`${API}/b/git/commits/main?ref=x`), says: /leads to/ },
+    { name: "to a path above the API", forge: () => moved(`${API}/b/../../../../../x${COMMIT_ASK}`), says: /leads to/ },
+    { name: "to a repository without a name", forge: () => moved(`/api/v1/repos/a/${COMMIT_ASK}`), says: /leads to/ },
+    { name: "to itself", forge: () => moved(`${API}/molecule-controlplane${COMMIT_ASK}`), says: /on and on/ },
+    { name: "a third time", forge: () => first(...["b", "c", "d"].map((name) => to("301 Moved", `${API}/${name}${COMMIT_ASK}`))), says: /on and on/ },
+    { name: "to no place", forge: () => answer("302 Found"), says: /names no place/ },
+    { name: "to nonsense", forge: () => moved("http://["), says: /names no place/ },
+  ];
+  for (const { name, forge, says } of refused) {
+    test(`is refused: ${name}`, async () => {
+      const server = await startForge(forge());
+      const ran = await gate(["--json"], envFor(server.url));
+      await server.close();
+      assert.equal(statusLine(JSON.parse(ran.stdout)), "unverified redirected 3", ran.stderr);
+      assert.match(ran.stderr, says);
+      assert.equal(elsewhere.forge.asked.length, 0, "the other origin was asked");
+    });
+  }
+});
+
+describe("a server on a sub-path", () => {
+  test("is asked there, and its redirects are read there", async () => {
+    const place = "/git/api/v1/repos/a/b/git/commits/main?stat=false&verification=false&files=false";
+    const server = await startForge(first(answer("301 Moved", { location: place })));
+    const ran = await gate([], envFor(`${server.url}/git/`));
+    await server.close();
+    assert.equal(ran.exitCode, 0, ran.stdout);
+    assert.deepEqual(
+      server.asked.map(({ target }) => target.slice(0, 27)),
+      ["/git/api/v1/repos/molecule-", "/git/api/v1/repos/a/b/git/c", "/git/api/v1/repos/a/b/raw/i"],
+    );
+  });
+});
+
+// ─────────────────────────────── files ───────────────────────────────
+
+describe("the copy and the local canonical", () => {
+  const link = join(scratch, "link.yaml");
+  before(() => symlinkSync(join(ROOT, CANONICAL), link));
+  const rows: { name: string; argv: string[]; env?: Env; want: string; says: RegExp }[] = [
+    { name: "no copy", argv: ["--canonical", CANONICAL, "--copy", "none.yaml"], want: "unverified copy-unreadable 3", says: /there is no such file/ },
+    { name: "a copy below a file", argv: ["--canonical", CANONICAL, "--copy", `${CANONICAL}/x`], want: "unverified copy-unreadable 3", says: /not a directory/ },
+    { name: "a copy with too long a name", argv: ["--canonical", CANONICAL, "--copy", "x".repeat(300)], want: "unverified copy-unreadable 3", says: /ENAMETOOLONG/ },
+    { name: "a directory as the copy", argv: ["--canonical", CANONICAL, "--copy", "fixtures"], want: "unverified copy-unreadable 3", says: /it is a directory/ },
+    { name: "a symbolic link as the copy", argv: ["--canonical", CANONICAL, "--copy", link], want: "unverified copy-unreadable 3", says: /it is a symbolic link/ },
+    { name: "a device as the copy", argv: ["--canonical", CANONICAL, "--copy", "/dev/null"], want: "unverified copy-unreadable 3", says: /not a regular file/ },
+    { name: "a copy over the limit", argv: LOCAL, env: { SYNC_MAX_BYTES: "794" }, want: "unverified too-large 3", says: /795 bytes, more than 794/ },
+    { name: "no local canonical", argv: ["--canonical", "none.yaml", "--copy", CANONICAL], want: "unverified file-not-found 3", says: /there is no such file/ },
+    { name: "a local canonical over the limit", argv: ["--canonical", CANONICAL, "--copy", "package.json"], env: { SYNC_MAX_BYTES: "794" }, want: "unverified too-large 3", says: /795 bytes/ },
+    { name: "a Git LFS pointer as the local canonical", argv: ["--canonical", join(scratch, "lfs"), "--copy", CANONICAL], want: "unverified bad-response 3", says: /Git LFS/ },
+  ];
+  before(() => scratchFile("lfs", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"));
+  for (const { name, argv, env = {}, want, says } of rows) {
+    test(`${name}: ${want}`, async () => {
+      assert.equal(statusLine(await verdictOf(argv, env)), want);
+      assert.match((await gate(argv, env)).stdout, says);
+    });
+  }
+  test("a link to the local canonical is followed", async () => {
+    assert.equal(statusLine(await verdictOf(["--canonical", link, "--copy", CANONICAL])), "in-sync 0");
+  });
+});
+
+// ───────────────────────────── comparison ─────────────────────────────
+
+describe("the first differing line", () => {
+  const rows = [
+    { name: "the first", copy: "a\nb\n", canonical: "x\nb\n", want: 1 },
+    { name: "the last", copy: "a\nb\nc\n", canonical: "a\nb\nx\n", want: 3 },
+    { name: "past the end of a copy that stops", copy: "a\nb\n", canonical: "a\nb\nc\n", want: 3 },
+    { name: "the line that the copy has more", copy: "a\nb\nc\n", canonical: "a\nb\n", want: 3 },
+    { name: "a line that lacks its end", copy: "a\nb", canonical: "a\nb\n", want: 2 },
+    { name: "a line with another end", copy: "a\r\nb\r\n", canonical: "a\nb\n", want: 1 },
+    { name: "a line that became longer", copy: "a\nbb\n", canonical: "a\nb\n", want: 2 },
+    { name: "of an empty copy", copy: "", canonical: "a\n", want: 1 },
+    { name: "of an empty canonical", copy: "a\n", canonical: "", want: 1 },
+  ];
+  for (const { name, copy, canonical, want } of rows) {
+    test(`is ${name}`, () => assert.equal(firstDifferingLine(Buffer.from(copy), Buffer.from(canonical)), want));
+  }
+});
+
+describe("the verdict", () => {
+  const trusted: Context = { event: "push", branch: 1, trusted: true, why: "" };
+  const untrusted: Context = { event: "pull_request", branch: 3, trusted: false, why: "" };
+  const a = { bytes: Buffer.from("a"), sha256: "ca978112ca1b" };
+  const b = { bytes: Buffer.from("b"), sha256: "3e23e8160039" };
+  const lost = new Failure({ status: "unverified", reason: "copy-unreadable", message: "gone", remedy: "" });
+  const wrong = new Failure({ status: "usage", message: "wrong", remedy: "" });
+  const base = {
+    context: trusted,
+    token: "present",
+    tokenCounts: true,
+    copy: a,
+    canonical: a,
+    names: { copy: "", canonical: "" },
+  } as const;
+  const rows = [
+    { name: "same bytes", evidence: base, want: ["in-sync"] },
+    { name: "other bytes", evidence: { ...base, canonical: b }, want: ["drift"] },
+    { name: "same bytes, no token needed", evidence: { ...base, token: "missing", tokenCounts: false }, want: ["in-sync"] },
+    { name: "no copy", evidence: { ...base, copy: lost, canonical: null }, want: ["unverified"] },
+    { name: "no canonical", evidence: { ...base, canonical: lost }, want: ["unverified"] },
+    { name: "no canonical for want of a setting, and no copy", evidence: { ...base, copy: lost, canonical: wrong }, want: ["usage", "unverified"] },
+    { name: "no token in a trusted context", evidence: { ...base, token: "missing", copy: null, canonical: null }, want: ["token-missing"] },
+    { name: "no token in an untrusted context", evidence: { ...base, context: untrusted, token: "missing", copy: null, canonical: null }, want: ["skipped"] },
+    { name: "no token in an untrusted context, and no copy", evidence: { ...base, context: untrusted, token: "missing", copy: lost, canonical: null }, want: ["unverified", "skipped"] },
+    { name: "a malformed token in an untrusted context", evidence: { ...base, context: untrusted, token: "malformed", copy: null, canonical: null }, want: ["unverified"] },
+    { name: "nothing at all", evidence: { ...base, copy: null, canonical: null }, want: ["unverified"] },
+    { name: "a copy alone", evidence: { ...base, canonical: null }, want: ["unverified"] },
+  ] as const;
+  for (const { name, evidence, want } of rows) {
+    test(`on ${name}: ${want.join(", then ")}`, () =>
+      assert.deepEqual(
+        judge(evidence).map(({ status }) => status),
+        want,
+      ));
+  }
+});
+
+// ─────────────────────────────── report ───────────────────────────────
+
+describe("the log", () => {
+  const forge = useForge(playRepository);
+  test("in sync has a line for the context and for each side, and no annotation", async () => {
+    const { stdout, stderr } = await gate([], envFor(forge.url));
+    assert.deepEqual(stdout.split("\n"), [
+      `context    event "push": branch 1 of the case table, trusted: the repository's own context, where the secret should be`,
+      `token      present, sent to ${forge.url} and nowhere else`,
+      `copy       "fixtures/providers.yaml": 795 bytes, sha256 b54630fe7d7f`,
+      `canonical  "internal/providers/providers.yaml" of "molecule-ai/molecule-controlplane" at "main" (commit 9d3b4a7278): 795 bytes, sha256 b54630fe7d7f`,
+      "verdict    in-sync: The copy is the canonical file, byte for byte.",
+    ]);
+    assert.equal(stderr, "");
+  });
+  test("drifted has one annotation with the place, both sums, repository, ref, commit and the way out", async () => {
+    const { stdout } = await gate([], envFor(forge.url, { SYNC_COPY_PATH: DRIFTED }));
+    const [annotation = "", ...more] = annotations(stdout);
+    assert.deepEqual(more, []);
+    assert.match(annotation, /^::error file=fixtures\/providers-drifted\.yaml,line=8::drift: /);
+    for (const part of ["first in line 8", "copy 9ccc1c93c342", "canonical b54630fe7d7f", "molecule-ai/molecule-controlplane", '"main"', "9d3b4a7278", "re-sync"]) {
+      assert.ok(annotation.includes(part), `${part} in ${annotation}`);
+    }
+  });
+  test("holds no command from a hostile setting", async () => {
+    const hostile = "x\n::error::pwned\r##[error]y ::set-env name=A::b";
+    const ran = await gate(["--event-name", hostile, "--copy", hostile, "--canonical", hostile]);
+    assert.deepEqual(annotations(ran.stdout).length, 1);
+    assert.doesNotMatch(ran.stdout, /##\[|pwned::|\r/);
+    assert.equal(ran.stdout.split("\n").length, 2);
+  });
+  test("shortens what is endless", async () => {
+    const { stdout } = await gate([], { GITHUB_EVENT_NAME: "x".repeat(100_000) });
+    assert.ok(stdout.length < 2000, `${stdout.length} characters`);
+    assert.match(stdout, /xxx…"/);
+  });
+  test("repeats no token that a setting holds by mistake", async () => {
+    const env = {
+      AUTO_SYNC_TOKEN: "0123456789abcdef0123456789abcdef01234567",
+      SYNC_CANONICAL_REPO: "0123456789abcdef0123456789abcdef01234567",
+    };
+    assert.match((await gate([], env)).stdout, /SYNC_CANONICAL_REPO: it is "\*\*\*"/);
+  });
+});
+
+describe("a side of one byte", () => {
+  test("is one byte long", async () => {
+    const file = scratchFile("one", "x");
+    assert.match((await gate(["--canonical", file, "--copy", file])).stdout, /^copy .*: 1 byte, /m);
+  });
+});
+
+describe("the JSON document", () => {
+  const forge = useForge(playRepository);
+  test("has every key when the sides were compared", async () => {
+    const { elapsedMs, ...document } = await verdictOf([], envFor(forge.url));
+    assert.equal(typeof elapsedMs, "number");
+    const sha256 = "b54630fe7d7fee356fea8bc3d224b9dd31fdbe2bd7f004e299ff4f75254a9795";
+    assert.deepEqual(document, {
+      schema: 1,
+      status: "in-sync",
+      reason: null,
+      exitCode: 0,
+      event: "push",
+      branch: 1,
+      trusted: true,
+      message: "The copy is the canonical file, byte for byte.",
+      remedy: "",
+      copy: { path: CANONICAL, bytes: 795, sha256 },
+      canonical: {
+        server: forge.url,
+        repo: "molecule-ai/molecule-controlplane",
+        ref: "main",
+        commit: COMMIT,
+        path: "internal/providers/providers.yaml",
+        bytes: 795,
+        sha256,
+      },
+      attempts: 2,
+    });
+  });
+  test("has null for what is not known", async () => {
+    const { elapsedMs, message, remedy, ...document } = await verdictOf(["--bogus"]);
+    assert.deepEqual(document, {
+      schema: 1,
+      status: "usage",
+      reason: null,
+      exitCode: 2,
+      event: null,
+      branch: null,
+      trusted: null,
+      copy: { path: null, bytes: null, sha256: null },
+      canonical: { server: null, repo: null, ref: null, commit: null, path: null, bytes: null, sha256: null },
+      attempts: 0,
+    });
+  });
+  test("is alone on standard output, the log on standard error", async () => {
+    const { stdout, stderr } = await gate(["--json"], { GITHUB_EVENT_NAME: "schedule" });
+    assert.doesNotThrow(() => JSON.parse(stdout));
+    assert.match(stderr, /^::error::token-missing/m);
+  });
+  const inertRows = [
+    { name: "a command", text: "::error::x", want: '"\\u003a\\u003aerror\\u003a\\u003ax"' },
+    { name: "three colons", text: ":::", want: '"\\u003a\\u003a\\u003a"' },
+    { name: "the old form of a command", text: "##[error]", want: '"\\u0023\\u0023[error]"' },
+    { name: "what turns text around", text: "\u202e\u0085", want: '"\\u202e\\u0085"' },
+    { name: "nothing in a plain text", text: "a: b #1", want: '"a: b #1"' },
+  ];
+  for (const { name, text, want } of inertRows) {
+    test(`escapes ${name}`, () => {
+      assert.equal(
+        toJson(text, (same) => same),
+        want,
+      );
+      assert.equal(JSON.parse(toJson(text, (same) => same)), text);
+    });
+  }
+});
+
+// ──────────────────────────────── main ────────────────────────────────
+
+describe("an exception that nobody expected", () => {
+  const token = "0123456789abcdef0123456789abcdef01234567";
+  const broken = (error: unknown, debug = "") =>
+    new Proxy<Record<string, string>>(
+      {},
+      {
+        get: (_, name) => {
+          if (name === "SYNC_DEBUG") return debug;
+          if (name === "AUTO_SYNC_TOKEN") return token;
+          throw error;
+        },
+      },
+    );
+  test("is red, with its message and without its stack or the token", async () => {
+    const { exitCode, stdout } = await gate([], broken(new Error(`boom ${token}`)));
+    assert.equal(exitCode, 3);
+    assert.match(stdout, /^::error::unverified: Cannot finish: "boom \*\*\*"\. .*SYNC_DEBUG=1/);
+    assert.doesNotMatch(stdout, /sync-providers\.test|0123456789/);
+  });
+  test("is red in the middle of a fetch, too", async () => {
+    const lines: string[] = [];
+    const exitCode = await main([], envFor("http://127.0.0.1:1"), (line) => {
+      if (line.startsWith("token")) throw new Error("no room");
+      lines.push(line);
+    });
+    assert.equal(exitCode, 3);
+    assert.match(lines.at(-1) ?? "", /^::error::unverified: Cannot finish: "no room"/);
+  });
+  test("shows its stack on demand", async () => {
+    const { stdout } = await gate([], broken(new Error(`boom ${token}`), "1"));
+    assert.match(stdout, /^debug .*sync-providers\.test/m);
+    assert.doesNotMatch(stdout, /0123456789/);
+  });
+  test("may be no error at all", async () => {
+    assert.match((await gate([], broken("plain text", "1"))).stdout, /Cannot finish: "plain text"/);
+  });
+  test("of a missing package says how to install it", async () => {
+    const error = Object.assign(new Error("no undici"), { code: "ERR_MODULE_NOT_FOUND" });
+    assert.match((await gate([], broken(error))).stdout, /npm ci --omit=dev/);
+  });
+});
+
+describe("the real command", () => {
+  const forge = useForge(playRepository);
+  const rows: { name: string; args: string[]; env?: () => Env; want: number; says: RegExp }[] = [
+    { name: "in sync", args: [], env: () => envFor(forge.url), want: 0, says: /^verdict {4}in-sync/m },
+    { name: "drifted", args: ["--copy", DRIFTED], env: () => envFor(forge.url), want: 1, says: /^::error file=.*::drift/m },
+    { name: "without a token", args: ["--event-name", "schedule"], want: 1, says: /^::error::token-missing/m },
+    { name: "a fork without a token", args: ["--replay", "fixtures/events/pr-fork-synchronize.json"], want: 0, says: /^::warning::skipped/m },
+    { name: "a wrong flag", args: ["--no-such"], want: 2, says: /^::error::usage/m },
+    { name: "an unreadable copy", args: ["--canonical", CANONICAL, "--copy", "none"], want: 3, says: /^::error::unverified \(copy-unreadable\)/m },
+  ];
+  for (const { name, args, env = () => ({}), want, says } of rows) {
+    test(`${name}: exit code ${want}`, async () => {
+      const ran = await run(command(...args), env());
+      assert.equal(ran.exitCode, want, ran.stdout + ran.stderr);
+      assert.match(ran.stdout, says);
+      assert.equal(ran.stderr, "");
+    });
+  }
+  test("loads undici for a fetch, and not to say token-missing", async () => {
+    const trace = { NODE_DEBUG: "module,esm" };
+    const missing = await run(command("--event-name", "push"), trace);
+    assert.equal(missing.exitCode, 1);
+    assert.doesNotMatch(missing.stderr, /node_modules\/undici/);
+    assert.match((await run(command(), { ...envFor(forge.url), ...trace })).stderr, /node_modules\/undici/);
+  });
+  test("runs under node's own loader as well", async () => {
+    assert.match((await run(measured("--version"), MEASURED)).stdout, /^1\.0\.0/);
+  });
+  test("keeps its exit code when the reader goes away", async () => {
+    const [file = "", ...args] = measured();
+    const child = spawn(file, args, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"], env: MEASURED });
+    child.stdout.destroy();
+    child.stderr.destroy();
+    assert.deepEqual(await closed(child), [1, null]);
+  });
+  test("runs through a link and under a shortened name, and not when it is imported", async () => {
+    const link = join(scratch, "gate.ts");
+    symlinkSync(join(ROOT, "sync-providers.ts"), link);
+    assert.match((await run([process.execPath, TSX, link, "--version"])).stdout, /^1\.0\.0/);
+    assert.match((await run([process.execPath, TSX, "sync-providers", "--version"])).stdout, /^1\.0\.0/);
+    const imported = await run([process.execPath, "--import", "./.ci/loader.mjs", "--input-type=module", "-e", 'await import("./sync-providers.ts")'], MEASURED);
+    assert.deepEqual([imported.exitCode, imported.stdout, imported.stderr], [0, "", ""]);
+  });
+  test("npm start shows the gate in sync on the loopback", async () => {
+    const ran = await run([process.execPath, TSX, "fixtures/forge.ts"]);
+    assert.equal(ran.exitCode, 0, ran.stderr);
+    assert.match(ran.stdout, /^verdict {4}in-sync/m);
+    assert.match(ran.stdout, /exit code 0, after 2 requests/);
+  });
+  test("is interrupted by the signal's default", async () => {
+    const silent = await startForge(() => {});
+    const child = spawn(process.execPath, ["--import", "tsx", "sync-providers.ts"], {
+      cwd: ROOT,
+      env: { NODE_V8_COVERAGE: "", ...envFor(silent.url, { SYNC_TIMEOUT_SECONDS: "30" }) },
+    });
+    while (silent.asked.length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill("SIGTERM");
+    assert.deepEqual(await closed(child), [null, "SIGTERM"]);
+    await silent.close();
+  });
+});
+
+// ────────────────────────────── workflow ──────────────────────────────
+
+describe("the workflow", () => {
+  const text = readFileSync(".gitea/workflows/sync-providers-yaml.yml", "utf8");
+  const workflow = parseYaml(text);
+  const steps: Record<string, unknown>[] = Object.values(workflow.jobs as Record<string, { steps: Record<string, unknown>[] }>).flatMap((job) => job.steps);
+  test("listens to the table's branches 1 to 3 and to nothing else", () => {
+    assert.deepEqual(workflow.on, {
+      pull_request: { types: ["opened", "synchronize", "reopened"] },
+      push: { branches: ["main", "staging"] },
+      schedule: [{ cron: "37 4 * * *" }],
+      workflow_dispatch: null,
+    });
+  });
+  test("reads contents and no more, one run per ref, with a timeout", () => {
+    assert.deepEqual(workflow.permissions, { contents: "read" });
+    assert.equal(workflow.concurrency.group, "sync-providers-yaml-${{ github.ref }}");
+    assert.deepEqual(
+      Object.values(workflow.jobs as Record<string, { "timeout-minutes": number }>).map((job) => job["timeout-minutes"]),
+      [10],
+    );
+  });
+  test("checks out by commit, without leaving credentials", () => {
+    assert.deepEqual(steps[0], {
+      uses: "actions/checkout@de0fac2e4500dabe0009e67214ff5f5447ce83dd",
+      with: { "persist-credentials": false },
+    });
+    assert.match(text, /de0fac2e4500dabe0009e67214ff5f5447ce83dd # v6\.0\.2$/m);
+  });
+  test("hands the secret to the last step alone", () => {
+    assert.deepEqual(
+      steps.map((step) => step.env),
+      [undefined, undefined, { AUTO_SYNC_TOKEN: "${{ secrets.AUTO_SYNC_TOKEN }}" }],
+    );
+    assert.equal(text.split("secrets.").length, 2);
+  });
+  test("runs plain commands", () => {
+    assert.deepEqual(
+      steps.map((step) => step.run),
+      [undefined, "npm ci --omit=dev", "npx tsx sync-providers.ts"],
+    );
+  });
+  test("has no way to be skipped or to pass red", () => {
+    assert.doesNotMatch(text, /paths|continue-on-error|pull_request_target|\bif:/);
+  });
+  const rows = [
+    { name: "a trusted context", replay: "schedule", want: 1, says: /token-missing/ },
+    { name: "an untrusted context", replay: "pr-fork-synchronize", want: 0, says: /skipped/ },
+  ];
+  for (const { name, replay, want, says } of rows) {
+    test(`its gate step ends with ${want} in ${name}`, async () => {
+      const event = scratchFile(`step-${replay}.json`, JSON.stringify(captured(replay).event));
+      const env = { GITHUB_EVENT_NAME: captured(replay).event_name, GITHUB_EVENT_PATH: event };
+      const ran = await run(["bash", "-e", "-c", String(steps.at(-1)?.run)], env);
+      assert.equal(ran.exitCode, want, ran.stdout);
+      assert.match(ran.stdout, says);
+    });
+  }
+});
+
+describe("the reasons", () => {
+  test("are those of the README's table", () => {
+    const table = readFileSync("README.md", "utf8").match(/^\| `([a-z-]+)` \|.*\|$/gm) ?? [];
+    for (const reason of Object.keys(REMEDIES))
+      assert.ok(
+        table.some((row) => row.startsWith(`| \`${reason}\` |`)),
+        reason,
+      );
+  });
+});
