@@ -12,6 +12,7 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { createServer as createTlsServer } from "node:tls";
 import { fileURLToPath } from "node:url";
+import fc from "fast-check";
 import { parse as parseYaml } from "yaml";
 import { type Forge, kindOf, type Play, play, playRepository, response, STAND_IN_TOKEN, startForge } from "./fixtures/forge.ts";
 import {
@@ -33,6 +34,9 @@ import {
   VERSION,
 } from "./sync-providers.ts";
 
+// The same inputs in every run: a red test is to be about the change that is tested.
+fc.configureGlobal({ seed: 20_261_123 });
+
 const ROOT = fileURLToPath(new URL(".", import.meta.url));
 const CANONICAL = "fixtures/providers.yaml";
 const DRIFTED = "fixtures/providers-drifted.yaml";
@@ -47,11 +51,22 @@ interface Ran {
   readonly stderr: string;
 }
 
-/** Runs `main` in this process. The environment is the given one alone. */
+/** Runs `main` in this process. The environment is the given one alone. No run may print the token. */
 async function gate(argv: readonly string[], env: Env = {}): Promise<Ran> {
   const lines = { stdout: [] as string[], stderr: [] as string[] };
   const exitCode = await main(argv, env, (line, stream) => lines[stream].push(line));
-  return { exitCode, stdout: lines.stdout.join("\n"), stderr: lines.stderr.join("\n") };
+  const ran = { exitCode, stdout: lines.stdout.join("\n"), stderr: lines.stderr.join("\n") };
+  assertSilent(ran, env.AUTO_SYNC_TOKEN);
+  return ran;
+}
+
+/** Looks for the token, raw and in base64, in whatever a run left behind. Shorter ones than any forge's are words. */
+function assertSilent(ran: Ran, token = ""): void {
+  const secret = token.trim();
+  if (secret.length < 8) return;
+  for (const form of [secret, Buffer.from(secret).toString("base64"), Buffer.from(secret).toString("base64url")]) {
+    assert.ok(!`${ran.stdout}\n${ran.stderr}`.includes(form), `the token is in\n${ran.stdout}\n${ran.stderr}`);
+  }
 }
 
 /**
@@ -64,7 +79,9 @@ async function run(command: readonly string[], env: Env = {}): Promise<Ran & { s
   const child = spawn(file, args, { cwd: ROOT, env: { PATH, HOME, NODE_V8_COVERAGE: "", ...env } });
   const [stdout, stderr] = await Promise.all([collect(child, "stdout"), collect(child, "stderr")]);
   const [exitCode, signal] = (child.exitCode ?? child.signalCode) ? [child.exitCode, child.signalCode] : await closed(child);
-  return { exitCode: exitCode ?? -1, signal, stdout, stderr };
+  const ran = { exitCode: exitCode ?? -1, signal, stdout, stderr };
+  assertSilent(ran, env.AUTO_SYNC_TOKEN);
+  return ran;
 }
 
 function closed(child: ChildProcess): Promise<[number | null, string | null]> {
@@ -668,6 +685,8 @@ const FAULTS: {
 }[] = [
   // The connection.
   { name: "hangs up for ever", forge: () => (socket) => socket.destroy(), want: "unverified unreachable 3", attempts: 4 },
+  { name: "is not there", forge: () => () => {}, env: { SYNC_CANONICAL_SERVER: "http://127.0.0.1:1" }, want: "unverified unreachable 3", says: /ECONNREFUSED/, attempts: 4 },
+  { name: "has a name that nobody knows", forge: () => () => {}, env: { SYNC_CANONICAL_SERVER: "https://no-such-host.invalid" }, want: "unverified unreachable 3", says: /no-such-host/ },
   { name: "hangs up once", forge: () => first((socket) => socket.destroy()), want: "in-sync 0", says: /retry +1 of 3/, attempts: 3 },
   { name: "resets before the answer", forge: () => (socket) => socket.resetAndDestroy(), want: "unverified unreachable 3", says: /ECONNRESET/ },
   {
@@ -864,6 +883,38 @@ const FAULTS: {
   },
   { name: "answers the commit of a sha256 repository", forge: () => on("commit", answer("200 OK", JSON_TYPE, `{"sha":"${"AB".repeat(32)}"}`)), want: "in-sync 0", says: /commit ababababab\)/ },
 ];
+
+const ECHO = Buffer.from(STAND_IN_TOKEN).toString("base64");
+
+/** A forge, or whatever stands before it, that repeats the token wherever the gate might quote it. */
+const ECHOES: { name: string; forge: () => Play; want: string }[] = [
+  { name: "an error's message", forge: () => answer("401 No", {}, JSON.stringify({ message: `no ${STAND_IN_TOKEN} ${ECHO}` })), want: "unverified token-rejected 3" },
+  { name: "a redirect's target", forge: () => answer("302 Found", { location: `http://127.0.0.1:1/${STAND_IN_TOKEN}/${ECHO}?${STAND_IN_TOKEN}` }), want: "unverified redirected 3" },
+  { name: "a redirect's user name", forge: () => answer("302 Found", { location: `http://${STAND_IN_TOKEN}@127.0.0.1:1/` }), want: "unverified redirected 3" },
+  { name: "a redirect's host", forge: () => answer("302 Found", { location: `http://${STAND_IN_TOKEN}/` }), want: "unverified redirected 3" },
+  {
+    name: "a moved repository's name",
+    forge: () => answer("301 Moved", { location: `/api/v1/repos/a/${STAND_IN_TOKEN}/git/commits/main?stat=false&verification=false&files=false` }),
+    want: "unverified redirected 3",
+  },
+  { name: "the file's type", forge: () => on("file", answer("200 OK", { "content-type": `text/html; x=${STAND_IN_TOKEN}` })), want: "unverified bad-response 3" },
+  { name: "the object's kind", forge: () => on("file", answer("200 OK", { "x-gitea-object-type": STAND_IN_TOKEN })), want: "unverified bad-response 3" },
+  { name: "the encoding", forge: () => on("file", answer("200 OK", { "content-encoding": STAND_IN_TOKEN })), want: "unverified bad-response 3" },
+  { name: "an answer that is no HTTP", forge: () => (socket) => void socket.end(`${STAND_IN_TOKEN}\r\n\r\n`), want: "unverified bad-response 3" },
+  { name: "a message at the edge of what is quoted", forge: () => answer("400 Bad", {}, JSON.stringify({ message: `${"x".repeat(280)}${STAND_IN_TOKEN}` })), want: "unverified bad-response 3" },
+];
+
+describe("the token is not printed when it comes back in", () => {
+  for (const { name, forge, want } of ECHOES) {
+    test(name, async () => {
+      const server = await startForge(forge());
+      const ran = await gate(["--json"], envFor(server.url, { SYNC_DEBUG: "1" }));
+      await server.close();
+      assert.equal(statusLine(JSON.parse(ran.stdout)), want, ran.stderr);
+      assert.doesNotMatch(ran.stderr, /stand-in-tok/, "not even its beginning");
+    });
+  }
+});
 
 describe("when the forge", () => {
   for (const { name, forge, want, says = /./, env = {}, attempts } of FAULTS) {
@@ -1331,6 +1382,37 @@ describe("the real command", () => {
     assert.match(ran.stdout, /^verdict {4}in-sync/m);
     assert.match(ran.stdout, /exit code 0, after 2 requests/);
   });
+  test("ends with its verdict, whatever is still open", async () => {
+    const open = await startForge((socket, asked) => {
+      const bytes = response(kindOf(asked) === "commit" ? "commit-of-branch" : "ok-at-commit");
+      socket.write(Buffer.from(bytes.toString("latin1").replace("Connection: close\r\n", ""), "latin1"));
+    });
+    const ran = await run(command(), envFor(open.url, { SYNC_TIMEOUT_SECONDS: "86400" }));
+    assert.equal(ran.exitCode, 0, ran.stdout);
+    await open.close();
+  });
+  test("takes no more memory for an endless answer than for the limit", async () => {
+    const chunk = Buffer.alloc(1 << 20, "x");
+    let sent = 0;
+    const flood = await startForge(
+      on("file", (socket) => {
+        const pour = () => {
+          do sent += chunk.length;
+          while (socket.writable && socket.write(chunk));
+        };
+        socket.on("drain", pour);
+        socket.write("HTTP/1.1 200 OK\r\n\r\n");
+        pour();
+      }),
+    );
+    const peak = scratchFile("peak.mjs", `process.on("exit", () => console.error(process.resourceUsage().maxRSS));`);
+    const small = await run([process.execPath, "--import", peak, ...measured("--canonical", CANONICAL, "--copy", CANONICAL).slice(1)]);
+    const endless = await run([process.execPath, "--import", peak, ...measured().slice(1)], envFor(flood.url, { SYNC_TIMEOUT_SECONDS: "60" }));
+    await flood.close();
+    assert.match(endless.stdout, /unverified \(too-large\)/);
+    const [least, most] = [Number(small.stderr), Number(endless.stderr)];
+    assert.ok(least > 0 && most < least + 100 * 1024, `peaks of ${least} and ${most} KiB, ${sent} bytes offered`);
+  });
   test("is interrupted by the signal's default", async () => {
     const silent = await startForge(() => {});
     const child = spawn(process.execPath, ["--import", "tsx", "sync-providers.ts"], {
@@ -1341,6 +1423,147 @@ describe("the real command", () => {
     child.kill("SIGTERM");
     assert.deepEqual(await closed(child), [null, "SIGTERM"]);
     await silent.close();
+  });
+});
+
+// ───────────────────────────── properties ─────────────────────────────
+
+/** What a runner takes for a command in a log: act's published grammar, and GitHub's. */
+function commandsIn(log: string): string[] {
+  const lines = log.split(/[\r\n]/);
+  const act = lines.filter((line) => /^::([^ ]+)( (.+))?::([^\r\n]*)/.test(line) || /^##\[/.test(line));
+  const github = lines.filter((line) => line.trimStart().startsWith("::") || line.includes("##["));
+  return [...new Set([...act, ...github])];
+}
+
+const hostile = fc.oneof(
+  fc.string({ unit: "binary" }),
+  fc.string({ unit: fc.constantFrom(":", "#", "[", "]", " ", "\n", "\r", "%", ",", "\u2028", "\u0085", "\t", "error", "stop-commands", "a", '"') }),
+);
+
+describe("for any text", () => {
+  test("inert leaves no command and no control character", () => {
+    fc.assert(
+      fc.property(hostile, (text) => {
+        assert.deepEqual(commandsIn(inert(text)), []);
+        assert.doesNotMatch(inert(text), /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]|::/u);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+  test("escaping can be undone by the published rule", () => {
+    const undo = (text: string) => text.replaceAll("%0D", "\r").replaceAll("%0A", "\n").replaceAll("%3A", ":").replaceAll("%2C", ",").replaceAll("%25", "%");
+    fc.assert(
+      fc.property(hostile, (text) => {
+        assert.equal(undo(escapeData(text)), text);
+        assert.equal(undo(escapeProperty(text)), text);
+        assert.doesNotMatch(escapeData(text), /[\r\n]/);
+        assert.doesNotMatch(escapeProperty(text), /[\r\n:,]/);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+  test("the JSON document says the same and holds no command", () => {
+    fc.assert(
+      fc.property(hostile, (text) => {
+        const json = toJson({ text }, (same) => same);
+        assert.deepEqual(JSON.parse(json), { text });
+        assert.deepEqual(commandsIn(json), []);
+        assert.doesNotMatch(json, /::/);
+      }),
+      { numRuns: 1000 },
+    );
+  });
+  test("in the event's name, the copy's path and the canonical's, a runner sees the one annotation", async () => {
+    await fc.assert(
+      fc.asyncProperty(hostile, hostile, async (text, other) => {
+        const { stdout } = await gate([`--event-name=x${text}`, `--copy=${other}y`, `--canonical=${text}z`]);
+        const [annotation = "", ...more] = commandsIn(stdout);
+        assert.deepEqual(more, []);
+        assert.match(annotation, /^::error::unverified \(copy-unreadable\): (?!.*::)/);
+      }),
+      { numRuns: 200 },
+    );
+  });
+  test("in a payload, a runner sees the one annotation", async () => {
+    await fc.assert(
+      fc.asyncProperty(hostile, hostile, async (text, other) => {
+        const event = { pull_request: { head: { repo: { full_name: text } }, base: { repo: { full_name: other } } } };
+        const { stdout } = await gate(["--replay", scratchFile("hostile.json", JSON.stringify({ event_name: "pull_request", event }))]);
+        assert.equal(commandsIn(stdout).length, 1);
+        assert.match(commandsIn(stdout)[0] ?? "", /^::(error::token-missing|warning::skipped): /);
+      }),
+      { numRuns: 200 },
+    );
+  });
+  test("in a server's answers, a runner sees the one annotation", async () => {
+    let said = "";
+    const header = (text: string) => text.replace(/[^\x20-\x7e]/g, "");
+    const forge = await startForge((socket, asked) => {
+      const plays = [
+        answer("403 No", JSON_TYPE, JSON.stringify({ message: said })),
+        answer("302 Found", { location: `http://x/${header(said)}` }),
+        on("file", answer("200 OK", { "content-type": `json ${header(said)}` })),
+        on("file", answer("200 OK", { "x-gitea-object-type": `x${header(said)}` })),
+      ];
+      plays[said.length % plays.length]?.(socket, asked);
+    });
+    await fc.assert(
+      fc.asyncProperty(hostile, async (text) => {
+        said = text;
+        const { stdout } = await gate([], envFor(forge.url));
+        assert.equal(commandsIn(stdout).length, 1, stdout);
+      }),
+      { numRuns: 200 },
+    );
+    await forge.close();
+  });
+});
+
+describe("for any JSON", () => {
+  const repo = fc.oneof(
+    fc.constant(null),
+    fc.jsonValue(),
+    fc.record(
+      { id: fc.oneof(fc.integer({ min: -1, max: 2 }), fc.jsonValue()), full_name: fc.oneof(fc.constantFrom("", "o/a", "O/A", "o/b"), fc.jsonValue()), fork: fc.oneof(fc.boolean(), fc.jsonValue()) },
+      { requiredKeys: [] },
+    ),
+  );
+  const side = fc.oneof(fc.jsonValue(), fc.record({ label: fc.oneof(fc.constantFrom("", "x"), fc.jsonValue()), repo }, { requiredKeys: [] }));
+  const payload = fc.oneof(fc.jsonValue(), fc.record({ pull_request: fc.oneof(fc.jsonValue(), fc.record({ head: side, base: side }, { requiredKeys: [] })) }));
+
+  /** What could make rules 1 to 5 say fork, each by itself. An answer of untrusted must rest on one of them. */
+  function couldBeFork(value: unknown): boolean {
+    const at = (...keys: string[]) =>
+      keys.reduce<unknown>((inner, key) => (typeof inner === "object" && inner !== null && !Array.isArray(inner) && Object.hasOwn(inner, key) ? Reflect.get(inner, key) : undefined), value);
+    const [head, base] = [(key: string) => at("pull_request", "head", "repo", key), (key: string) => at("pull_request", "base", "repo", key)] as const;
+    const differ = (key: string, fold: (text: unknown) => unknown) => fold(head(key)) !== fold(base(key));
+    return (
+      at("pull_request", "head", "label") === "" ||
+      at("pull_request", "head", "repo") === null ||
+      (typeof head("id") === "number" && typeof base("id") === "number" && differ("id", (id) => id)) ||
+      (typeof head("full_name") === "string" && typeof base("full_name") === "string" && differ("full_name", (name) => String(name).toLowerCase())) ||
+      head("fork") === true
+    );
+  }
+
+  test("the classifier answers, and says untrusted only where a rule says so", () => {
+    fc.assert(
+      fc.property(payload, (value) => {
+        const context = classify("pull_request", { value });
+        assert.equal(context.trusted, context.branch !== 3);
+        assert.ok(context.trusted || couldBeFork(value), context.why);
+      }),
+      { numRuns: 5000 },
+    );
+  });
+  test("any other event is trusted", () => {
+    fc.assert(
+      fc.property(fc.string(), payload, (event, value) => {
+        fc.pre(event !== "pull_request");
+        assert.equal(classify(event, { value }).trusted, true);
+      }),
+    );
   });
 });
 
