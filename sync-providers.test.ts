@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -18,9 +18,11 @@ import { type Forge, kindOf, type Play, play, playRepository, response, STAND_IN
 import {
   type Context,
   classify,
+  type Difference,
   type Env,
   escapeData,
   escapeProperty,
+  explainDifference,
   Failure,
   firstDifferingLine,
   inert,
@@ -30,6 +32,7 @@ import {
   type Payload,
   REMEDIES,
   STATUSES,
+  summarise,
   toJson,
   VERSION,
 } from "./sync-providers.ts";
@@ -109,9 +112,16 @@ function measured(...args: string[]): string[] {
 /** The environment that lets {@link measured} count, where the coverage is taken. */
 const MEASURED = { NODE_V8_COVERAGE: process.env.NODE_V8_COVERAGE ?? "" };
 
-/** The annotations in a log, as a runner reads them: level, properties, message. */
+/** The commands that a runner obeys in a log: none between `stop-commands` and its random word. */
 function annotations(log: string): string[] {
-  return log.split("\n").filter((line) => line.startsWith("::"));
+  let word = "";
+  return log.split("\n").filter((line) => {
+    const stop = /^::stop-commands::(.+)$/.exec(line)?.[1] ?? "";
+    if (word === "" && stop !== "") word = stop;
+    else if (line === `::${word}::`) word = "";
+    else return word === "" && line.startsWith("::");
+    return false;
+  });
 }
 
 /** The verdict's parts of the JSON document. */
@@ -178,6 +188,7 @@ describe("the statuses", () => {
     { status: "usage", exitCode: 2, level: "error" },
     { status: "drift", exitCode: 1, level: "error" },
     { status: "token-missing", exitCode: 1, level: "error" },
+    { status: "pin-mismatch", exitCode: 1, level: "error" },
     { status: "unverified", exitCode: 3, level: "error" },
     { status: "skipped", exitCode: 0, level: "warning" },
     { status: "in-sync", exitCode: 0, level: "none" },
@@ -228,6 +239,8 @@ describe("the mask", () => {
     { name: "the secret itself", secret: "0123456789abcdef", text: "at 0123456789abcdef.", want: "at ***." },
     { name: "base64", secret: "secret-token", text: "c2VjcmV0LXRva2Vu", want: "***" },
     { name: "URL-safe base64", secret: "~~~???~~~", text: "fn5-Pz8_fn5-", want: "***" },
+    { name: "a percent-encoded secret", secret: "tok{en}1234", text: "tok%7Ben%7D1234", want: "***" },
+    { name: "a secret with quotes", secret: 'dead"beef', text: "dead'beef", want: "***" },
     { name: "a secret that the escapes change", secret: "100%::secret", text: "100%25::secret 100%: :secret", want: "*** ***" },
     { name: "no word as short as this", secret: "token", text: "token-missing", want: "token-missing" },
     { name: "nothing without a secret", secret: "", text: "abc", want: "abc" },
@@ -276,6 +289,8 @@ describe("settings and flags", () => {
     { name: "a flag without its value", argv: ["--copy"], want: /--copy <value>/ },
     { name: "an empty flag", argv: ["--replay", ""], want: /--replay is empty/ },
     { name: "two sources of the event", argv: ["--replay", "a", "--event", "b"], want: /--replay and --event/ },
+    { name: "a rehearsal that writes", argv: ["--replay", "a", "--write"], want: /--replay and --write/ },
+    { name: "an explanation that writes", argv: ["--explain", "--write"], want: /--explain and --write/ },
     { name: "a replay that is not there", argv: ["--replay", "no.json"], want: /replay "no\.json": there is no such file/ },
     { name: "a replay that is a directory", argv: ["--replay", "fixtures"], want: /replay "fixtures": it is a directory/ },
     { name: "a bare payload without a name", argv: ["--replay", "package.json"], want: /--event-name/ },
@@ -283,6 +298,8 @@ describe("settings and flags", () => {
     { name: "no server where a fetch is due", env: { AUTO_SYNC_TOKEN: "x" }, want: /SYNC_CANONICAL_SERVER/ },
     { name: "a server that is no URL", env: { SYNC_CANONICAL_SERVER: "git.example.com" }, want: /SYNC_CANONICAL_SERVER/ },
     { name: "a server with a blank in it", env: { SYNC_CANONICAL_SERVER: "https://a b" }, want: /SYNC_CANONICAL_SERVER: it is not a URL/ },
+    { name: "a server with backslashes", env: { SYNC_CANONICAL_SERVER: "https:\\\\a" }, want: /SYNC_CANONICAL_SERVER: it is not a URL/ },
+    { name: "a server with a tab in it", env: { SYNC_CANONICAL_SERVER: "https://a\tb" }, want: /SYNC_CANONICAL_SERVER: it is not a URL/ },
     { name: "a server of another scheme", env: { SYNC_CANONICAL_SERVER: "ftp://a" }, want: /SYNC_CANONICAL_SERVER: it is neither/ },
     { name: "a server with a user name", env: { SYNC_CANONICAL_SERVER: "https://me@a" }, want: /SYNC_CANONICAL_SERVER: it holds a user name/ },
     { name: "a server with a password", env: { SYNC_CANONICAL_SERVER: "https://:pw@a" }, want: /SYNC_CANONICAL_SERVER: it holds a user name/ },
@@ -320,6 +337,18 @@ describe("settings and flags", () => {
     });
   }
 
+  test("refuses an explanation in JSON", async () => {
+    const { exitCode, stderr } = await gate(["--explain", "--json"]);
+    assert.equal(exitCode, 2);
+    assert.match(stderr, /--explain and --json/);
+  });
+  test("a refused repository's credentials are not printed", async () => {
+    for (const repo of ["https://me:hunter2@git.example.com/o/n", "me:hunter2@o/n"]) {
+      const { stdout } = await gate([], { SYNC_CANONICAL_REPO: repo });
+      assert.doesNotMatch(stdout, /hunter2/);
+      assert.match(stdout, /SYNC_CANONICAL_REPO: it is a URL or holds a credential/);
+    }
+  });
   test("a refused server's credentials are not printed", async () => {
     const { stdout } = await gate([], { SYNC_CANONICAL_SERVER: "https://me:hunter2@git.example.com" });
     assert.doesNotMatch(stdout, /hunter2|git\.example\.com$/m);
@@ -327,7 +356,8 @@ describe("settings and flags", () => {
   test("--help names every flag and every setting", async () => {
     const { exitCode, stdout } = await gate(["--help"]);
     assert.equal(exitCode, 0);
-    for (const word of ["--event-name", "--event", "--copy", "--canonical", "--replay", "--json", "AUTO_SYNC_TOKEN"]) assert.ok(stdout.includes(word), word);
+    for (const word of ["--event-name", "--event", "--copy", "--canonical", "--replay", "--pin", "--explain", "--write", "--json", "AUTO_SYNC_TOKEN", "SYNC_PIN_PATH", "SYNC_DEBUG"])
+      assert.ok(stdout.includes(word), word);
   });
   test("--version prints the version alone", async () => assert.equal((await gate(["--version"])).stdout, VERSION));
 });
@@ -393,6 +423,7 @@ const PAYLOADS: { name: string; payload: Payload; branch: 2 | 3 | 4; why: RegExp
   { name: "fractional ids that are equal", payload: pull({ repo: { id: 1.5, full_name: "o/x" } }, { repo: { id: 1.5, full_name: "o/y" } }), branch: 3, why: /"o\/x"/ },
   { name: "ids beyond the safe integers", payload: pull({ repo: { id: 2 ** 53, full_name: "o/x" } }, { repo: { id: 2 ** 53, full_name: "o/y" } }), branch: 3, why: /"o\/x"/ },
   { name: "names that differ in case alone", payload: pull({ repo: { full_name: "O/Base" } }), branch: 2, why: /"O\/Base"/ },
+  { name: "a base name in capitals", payload: pull({ repo: { full_name: "o/base" } }, { repo: { full_name: "O/BASE" } }), branch: 2, why: /"O\/BASE"/ },
   { name: "names before the flag", payload: pull({ repo: { full_name: "o/base", fork: true } }), branch: 2, why: /"o\/base"/ },
   // Rule 5: the flag.
   { name: "an empty head name", payload: pull({ repo: { full_name: "", fork: true } }), branch: 3, why: /fork is true/ },
@@ -635,11 +666,14 @@ describe("one connection", () => {
     if (!seen.has(socket)) connections += 1;
     seen.add(socket);
     const bytes = response(kindOf(asked) === "commit" ? "commit-of-branch" : "ok-at-commit");
-    socket.write(Buffer.from(bytes.toString("latin1").replace("Connection: close\r\n", ""), "latin1"));
+    socket.on("close", () => seen.delete(socket));
+    // A server that would keep an idle connection for ten minutes.
+    socket.write(Buffer.from(bytes.toString("latin1").replace("Connection: close", "Keep-Alive: timeout=600"), "latin1"));
   });
-  test("serves both requests", async () => {
+  test("serves both requests, and is closed with the verdict", async () => {
     assert.equal(statusLine(await verdictOf([], envFor(forge.url))), "in-sync 0");
     assert.equal(connections, 1);
+    while (seen.size > 0) await new Promise((resolve) => setTimeout(resolve, 10));
   });
 });
 
@@ -778,7 +812,44 @@ const FAULTS: {
     attempts: 2,
   },
   { name: "names the blob id weakly, and it is wrong", forge: () => fileWith((raw) => raw.replace('Etag: "e8', 'Etag: W/"e9')), want: "unverified bad-response 3", says: /blob id/ },
-  { name: "names the blob id weakly", forge: () => fileWith((raw) => raw.replace('Etag: "', 'Etag: W/"')), want: "in-sync 0" },
+  { name: "announces just the limit", forge: () => playRepository, want: "in-sync 0", env: { SYNC_MAX_BYTES: "795" } },
+  {
+    name: "sends just the limit unannounced",
+    forge: () => on("file", answer("200 OK", { "transfer-encoding": "chunked" }, `31b\r\n${BODY}\r\n0\r\n\r\n`)),
+    want: "in-sync 0",
+    env: { SYNC_MAX_BYTES: "795" },
+  },
+  {
+    name: "sends one byte more than the limit unannounced",
+    forge: () => on("file", answer("200 OK", { "transfer-encoding": "chunked" }, `31b\r\n${BODY}\r\n0\r\n\r\n`)),
+    want: "unverified too-large 3",
+    env: { SYNC_MAX_BYTES: "794", SYNC_COPY_PATH: "fixtures/responses/crlf-file.http" },
+  },
+  { name: "announces two lengths", forge: () => on("file", (socket) => void socket.end("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc")), want: "unverified bad-response 3" },
+  {
+    name: "compresses the transfer",
+    forge: () => on("file", (socket) => void socket.end("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")),
+    want: "unverified bad-response 3",
+    says: /"gzip, chunked"/,
+  },
+  {
+    name: "names two blob ids, the second wrong",
+    forge: () => fileWith((raw) => raw.replace(/(Etag: "e8.*)\r\n/, `$1\r\nEtag: "${"0".repeat(40)}"\r\n`)),
+    want: "unverified bad-response 3",
+    says: /blob id 0000/,
+  },
+  {
+    name: "answers in two halves with a pause before each",
+    forge: () =>
+      on("file", (socket) => {
+        setTimeout(() => socket.write("HTTP/1.1 200 OK\r\nContent-Length: 795\r\n\r\n"), 1200);
+        setTimeout(() => socket.write(BODY), 2400);
+      }),
+    want: "in-sync 0",
+    env: { SYNC_TIMEOUT_SECONDS: "8" },
+    attempts: 2,
+  },
+  { name: "names the blob id weakly, and it is wrong", forge: () => fileWith((raw) => raw.replace('Etag: "', 'Etag: W/"')), want: "in-sync 0" },
   { name: "names the blob id in capitals", forge: () => fileWith((raw) => raw.replace("e8edcdc409a79ecafa8c21f09ebc471ef430aa42", "E8EDCDC409A79ECAFA8C21F09EBC471EF430AA42")), want: "in-sync 0" },
   { name: "has an opaque ETag", forge: () => fileWith((raw) => raw.replace('"e8edcd', '"gzip-e8edcd')), want: "in-sync 0" },
   { name: "has an ETag without quotes", forge: () => fileWith((raw) => raw.replace('"e8edcdc409a79ecafa8c21f09ebc471ef430aa42"', "e9edcdc409a79ecafa8c21f09ebc471ef430aa42")), want: "in-sync 0" },
@@ -794,6 +865,7 @@ const FAULTS: {
   { name: "sends a symbolic link", forge: () => on("file", play("symlink")), want: "unverified bad-response 3", says: /"symlink"/ },
   { name: "sends a Git LFS pointer", forge: () => on("file", play("lfs-pointer")), want: "unverified bad-response 3", says: /Git LFS/ },
   { name: "sends JSON as the file", forge: () => on("file", play("contents-endpoint")), want: "unverified bad-response 3", says: /application\/json/ },
+  { name: "sends HTML in capitals", forge: () => on("file", answer("200 OK", { "content-type": "TEXT/HTML" }, BODY)), want: "unverified bad-response 3", says: /TEXT\/HTML/ },
   { name: "sends HTML as the file", forge: () => on("file", answer("200 OK", { "content-type": "text/html" }, BODY)), want: "unverified bad-response 3", says: /text\/html/ },
   { name: "sends gzip unasked", forge: () => on("file", answer("200 OK", { "content-encoding": "gzip" }, BODY)), want: "unverified bad-response 3", says: /"gzip"/ },
   {
@@ -836,7 +908,9 @@ const FAULTS: {
     { name: `answers ${status} once`, forge: () => first(answer(`${status} Busy`)), want: "in-sync 0", says: new RegExp(`retry +1 of 3: .*${status}`), attempts: 3 },
     { name: `answers ${status} for ever`, forge: () => answer(`${status} Busy`), want: "unverified server-error 3", says: new RegExp(`${status}`), attempts: 4 },
   ]),
-  { name: "answers 501", forge: () => answer("501 Not Implemented"), want: "unverified bad-response 3", attempts: 1 },
+  { name: "answers 501", forge: () => answer("501 Not Implemented"), want: "unverified server-error 3", attempts: 1 },
+  { name: "answers 599", forge: () => answer("599 Odd"), want: "unverified server-error 3", attempts: 1 },
+  { name: "answers 418", forge: () => answer("418 Teapot"), want: "unverified bad-response 3", says: /418/, attempts: 1 },
   { name: "asks to wait a second", forge: () => first(answer("503 Busy", { "retry-after": "1" })), want: "in-sync 0", says: /in 1 s, as the forge asked/ },
   { name: "asks to wait until a date", forge: () => first(answer("429 Slow", { "retry-after": new Date(Date.now() - 5000).toUTCString() })), want: "in-sync 0", says: /retry +1 of 3: / },
   {
@@ -853,6 +927,7 @@ const FAULTS: {
     says: /more than the deadline leaves/,
   },
   { name: "asks to wait in words", forge: () => first(answer("503 Busy", { "retry-after": "soon" })), want: "in-sync 0", attempts: 3 },
+  { name: "asks to wait until a year alone, which is no date of HTTP", forge: () => first(answer("503 Busy", { "retry-after": "9999" + " AD" })), want: "in-sync 0" },
   { name: "asks to wait until a date without sense", forge: () => first(answer("503 Busy", { "retry-after": "Foo, 99 GMT" })), want: "in-sync 0" },
   {
     name: "asks to wait longer than the deadline while it retries",
@@ -899,6 +974,11 @@ const ECHOES: { name: string; forge: () => Play; want: string }[] = [
   },
   { name: "the file's type", forge: () => on("file", answer("200 OK", { "content-type": `text/html; x=${STAND_IN_TOKEN}` })), want: "unverified bad-response 3" },
   { name: "the object's kind", forge: () => on("file", answer("200 OK", { "x-gitea-object-type": STAND_IN_TOKEN })), want: "unverified bad-response 3" },
+  {
+    name: "the file's type, at the edge of what is quoted",
+    forge: () => on("file", answer("200 OK", { "content-type": `text/html; ${"x".repeat(270)}${STAND_IN_TOKEN}` })),
+    want: "unverified bad-response 3",
+  },
   { name: "the encoding", forge: () => on("file", answer("200 OK", { "content-encoding": STAND_IN_TOKEN })), want: "unverified bad-response 3" },
   { name: "an answer that is no HTTP", forge: () => (socket) => void socket.end(`${STAND_IN_TOKEN}\r\n\r\n`), want: "unverified bad-response 3" },
   { name: "a message at the edge of what is quoted", forge: () => answer("400 Bad", {}, JSON.stringify({ message: `${"x".repeat(280)}${STAND_IN_TOKEN}` })), want: "unverified bad-response 3" },
@@ -954,8 +1034,11 @@ describe("a proxy", () => {
     { name: "that is not there is named", env: () => ({ HTTP_PROXY: "http://127.0.0.1:1" }), want: "unverified unreachable 3", tunnels: 0 },
     { name: "that is silent ends with the deadline", env: () => ({ HTTP_PROXY: mute.url, SYNC_TIMEOUT_SECONDS: "0.4" }), want: "unverified timeout 3", tunnels: 0 },
     { name: "without a scheme is a wrong setting", env: () => ({ HTTP_PROXY: "proxy:3128" }), want: "usage 2", tunnels: 0 },
-    { name: "of another scheme is a wrong setting", env: () => ({ HTTPS_PROXY: "socks5://proxy:1080" }), want: "usage 2", tunnels: 0 },
-    { name: "that is no URL is a wrong setting", env: () => ({ HTTPS_PROXY: "http://" }), want: "usage 2", tunnels: 0 },
+    { name: "of another scheme is a wrong setting", env: () => ({ HTTP_PROXY: "socks5://proxy:1080" }), want: "usage 2", tunnels: 0 },
+    { name: "that is no URL is a wrong setting", env: () => ({ HTTP_PROXY: "http://" }), want: "usage 2", tunnels: 0 },
+    { name: "with a broken escape in its password is a wrong setting", env: () => ({ HTTP_PROXY: "http://me:%zz@127.0.0.1:1" }), want: "usage 2", tunnels: 0 },
+    { name: "for https: is not looked at for http:", env: () => ({ HTTPS_PROXY: "nonsense" }), want: "in-sync 0", tunnels: 0 },
+    { name: "for http: is not used for https:", env: () => ({ HTTP_PROXY: proxy.url, SYNC_CANONICAL_SERVER: "https://127.0.0.1:1" }), want: "unverified unreachable 3", tunnels: 0 },
   ];
   for (const { name, env, want, tunnels } of rows) {
     test(`${name}: ${want}`, async () => {
@@ -964,6 +1047,11 @@ describe("a proxy", () => {
       assert.equal(proxy.forge.asked.length - before, tunnels);
     });
   }
+  test("is named where it may read the token", async () => {
+    assert.match((await gate([], envFor(forge.url, { HTTP_PROXY: proxy.url }))).stdout, /^token .*by a proxy that may read it/m);
+    const tls = envFor("https://127.0.0.1:1", { HTTPS_PROXY: strict.url });
+    assert.match((await gate([], tls)).stdout, /^token .*by a proxy that sees no header/m);
+  });
   test("sees no token", () => {
     for (const { method, headers } of [...proxy.forge.asked, ...strict.forge.asked, ...mute.forge.asked]) {
       assert.equal(method, "CONNECT");
@@ -1051,6 +1139,7 @@ describe("a redirect", () => {
     { name: "to a sign-in page", forge: () => moved("/user/login", "303 See Other"), says: /\/user\/login/ },
     { name: "to another file", forge: () => moved(`${API}/b/raw/other`), says: /other/ },
     { name: "to another query", forge: () => moved(`${API}/b/git/commits/main?ref=x`), says: /leads to/ },
+    { name: "to another API", forge: () => moved(`/api/v9/repos/molecule-ai/b${COMMIT_ASK}`), says: /leads to/ },
     { name: "to a path above the API", forge: () => moved(`${API}/b/../../../../../x${COMMIT_ASK}`), says: /leads to/ },
     { name: "to a repository without a name", forge: () => moved(`/api/v1/repos/a/${COMMIT_ASK}`), says: /leads to/ },
     { name: "to itself", forge: () => moved(`${API}/molecule-controlplane${COMMIT_ASK}`), says: /on and on/ },
@@ -1096,6 +1185,14 @@ describe("the copy and the local canonical", () => {
     { name: "a directory as the copy", argv: ["--canonical", CANONICAL, "--copy", "fixtures"], want: "unverified copy-unreadable 3", says: /it is a directory/ },
     { name: "a symbolic link as the copy", argv: ["--canonical", CANONICAL, "--copy", link], want: "unverified copy-unreadable 3", says: /it is a symbolic link/ },
     { name: "a device as the copy", argv: ["--canonical", CANONICAL, "--copy", "/dev/null"], want: "unverified copy-unreadable 3", says: /not a regular file/ },
+    { name: "a copy that cannot be read to its end", argv: ["--canonical", CANONICAL, "--copy", "/proc/self/mem"], want: "unverified copy-unreadable 3", says: /EIO/ },
+    {
+      name: "a copy whose size is a lie",
+      argv: ["--canonical", CANONICAL, "--copy", "/proc/cpuinfo"],
+      env: { SYNC_MAX_BYTES: "10" },
+      want: "unverified too-large 3",
+      says: /more bytes than it says, more than 10/,
+    },
     { name: "a copy over the limit", argv: LOCAL, env: { SYNC_MAX_BYTES: "794" }, want: "unverified too-large 3", says: /795 bytes, more than 794/ },
     { name: "no local canonical", argv: ["--canonical", "none.yaml", "--copy", CANONICAL], want: "unverified file-not-found 3", says: /there is no such file/ },
     { name: "a local canonical over the limit", argv: ["--canonical", CANONICAL, "--copy", "package.json"], env: { SYNC_MAX_BYTES: "794" }, want: "unverified too-large 3", says: /795 bytes/ },
@@ -1108,6 +1205,15 @@ describe("the copy and the local canonical", () => {
       assert.match((await gate(argv, env)).stdout, says);
     });
   }
+  test("a file whose size is a lie is read whole", async () => {
+    assert.equal(statusLine(await verdictOf(["--canonical", "/proc/version", "--copy", "/proc/version"])), "in-sync 0");
+  });
+  test("without a copy nothing is asked and no token is sent", async () => {
+    const forge = await startForge(playRepository);
+    assert.equal(statusLine(await verdictOf(["--copy", "none"], envFor(forge.url))), "unverified copy-unreadable 3");
+    await forge.close();
+    assert.deepEqual(forge.asked, []);
+  });
   test("a link to the local canonical is followed", async () => {
     assert.equal(statusLine(await verdictOf(["--canonical", link, "--copy", CANONICAL])), "in-sync 0");
   });
@@ -1145,8 +1251,11 @@ describe("the verdict", () => {
     tokenCounts: true,
     copy: a,
     canonical: a,
+    pin: null,
     names: { copy: "", canonical: "" },
   } as const;
+  const pinOf = (sha256: string) => ({ path: "pin", sha256, bytes: Buffer.from(sha256), offset: 0 });
+  const noPin = new Failure({ status: "unverified", reason: "pin-unreadable", message: "no", remedy: "" });
   const rows = [
     { name: "same bytes", evidence: base, want: ["in-sync"] },
     { name: "other bytes", evidence: { ...base, canonical: b }, want: ["drift"] },
@@ -1158,6 +1267,21 @@ describe("the verdict", () => {
     { name: "no token in an untrusted context", evidence: { ...base, context: untrusted, token: "missing", copy: null, canonical: null }, want: ["skipped"] },
     { name: "no token in an untrusted context, and no copy", evidence: { ...base, context: untrusted, token: "missing", copy: lost, canonical: null }, want: ["unverified", "skipped"] },
     { name: "a malformed token in an untrusted context", evidence: { ...base, context: untrusted, token: "malformed", copy: null, canonical: null }, want: ["unverified"] },
+    { name: "same bytes, and the pin", evidence: { ...base, pin: pinOf(a.sha256) }, want: ["in-sync"] },
+    { name: "same bytes, and another pin", evidence: { ...base, pin: pinOf(b.sha256) }, want: ["pin-mismatch", "in-sync"] },
+    { name: "same bytes, and no pin to read", evidence: { ...base, pin: noPin }, want: ["unverified", "in-sync"] },
+    { name: "other bytes, the pin of the copy", evidence: { ...base, canonical: b, pin: pinOf(a.sha256) }, want: ["drift"] },
+    { name: "other bytes, the pin of the canonical", evidence: { ...base, canonical: b, pin: pinOf(b.sha256) }, want: ["drift", "pin-mismatch"] },
+    { name: "other bytes, and no pin to read", evidence: { ...base, canonical: b, pin: noPin }, want: ["drift", "unverified"] },
+    { name: "no canonical, and another pin", evidence: { ...base, canonical: lost, pin: pinOf(b.sha256) }, want: ["pin-mismatch", "unverified"] },
+    { name: "no token in a trusted context, and another pin", evidence: { ...base, token: "missing", canonical: null, pin: pinOf(b.sha256) }, want: ["token-missing", "pin-mismatch"] },
+    { name: "no token in an untrusted context, and the pin", evidence: { ...base, context: untrusted, token: "missing", canonical: null, pin: pinOf(a.sha256) }, want: ["skipped"] },
+    {
+      name: "no token in an untrusted context, and another pin",
+      evidence: { ...base, context: untrusted, token: "missing", canonical: null, pin: pinOf(b.sha256) },
+      want: ["pin-mismatch", "skipped"],
+    },
+    { name: "no token in an untrusted context, and no pin to read", evidence: { ...base, context: untrusted, token: "missing", canonical: null, pin: noPin }, want: ["unverified", "skipped"] },
     { name: "nothing at all", evidence: { ...base, copy: null, canonical: null }, want: ["unverified"] },
     { name: "a copy alone", evidence: { ...base, canonical: null }, want: ["unverified"] },
   ] as const;
@@ -1170,6 +1294,538 @@ describe("the verdict", () => {
   }
 });
 
+// ──────────────────────── pin and diagnosis ────────────────────────
+
+const CANONICAL_SUM = "b54630fe7d7fee356fea8bc3d224b9dd31fdbe2bd7f004e299ff4f75254a9795";
+const DRIFTED_SUM = "9ccc1c93c3426520f36cce9e61bde0dadeb00c180605e2340e46bd4d30226edd";
+const OTHER_SUM = "0".repeat(64);
+
+describe("the pin file", () => {
+  const good = [
+    { name: "the sum alone", content: CANONICAL_SUM },
+    { name: "a sha256sum file", content: `${CANONICAL_SUM}  providers.yaml\n` },
+    { name: "a Go constant", content: `package x\n\nconst canonicalSHA256 = "${CANONICAL_SUM}"\n` },
+    { name: "capitals", content: CANONICAL_SUM.toUpperCase() },
+    { name: "bytes that are no UTF-8 around it", content: Buffer.concat([Buffer.from([0xff, 0xfe, 0x20]), Buffer.from(CANONICAL_SUM)]) },
+    { name: "longer and shorter words of hex beside it", content: `${"a".repeat(65)} ${"b".repeat(63)} ${CANONICAL_SUM}` },
+  ];
+  for (const { name, content } of good) {
+    test(`is read from ${name}`, async () => {
+      const pin = scratchFile("pin-good", content);
+      const document = await verdictOf([...LOCAL, "--pin", pin]);
+      assert.equal(statusLine(document), "in-sync 0");
+      assert.deepEqual(document.pin, { path: pin, sha256: CANONICAL_SUM });
+    });
+  }
+  const bad: { name: string; content: string; says: RegExp }[] = [
+    { name: "no sum", content: "nothing", says: /no word of 64 hex digits/ },
+    { name: "an empty file", content: "", says: /no word of 64 hex digits/ },
+    { name: "63 digits", content: CANONICAL_SUM.slice(1), says: /no word/ },
+    { name: "65 digits", content: `${CANONICAL_SUM}0`, says: /no word/ },
+    { name: "a sum within a word", content: `x${CANONICAL_SUM}`, says: /no word/ },
+    { name: "a sum before a word's end", content: `${CANONICAL_SUM}_old`, says: /no word/ },
+    { name: "two sums", content: `${CANONICAL_SUM} ${OTHER_SUM}`, says: /2 words of 64 hex digits/ },
+    { name: "the same sum twice", content: `${CANONICAL_SUM} ${CANONICAL_SUM}`, says: /2 words of 64 hex digits/ },
+  ];
+  for (const { name, content, says } of bad) {
+    test(`is refused with ${name}`, async () => {
+      const ran = await gate([...LOCAL, "--pin", scratchFile("pin-bad", content)]);
+      assert.equal(ran.exitCode, 3);
+      assert.match(ran.stdout, /^::error::unverified \(pin-unreadable\): /m);
+      assert.match(ran.stdout, says);
+    });
+  }
+  test("is refused where there is none", async () => {
+    assert.equal(statusLine(await verdictOf(LOCAL, { SYNC_PIN_PATH: join(scratch, "none") })), "unverified pin-unreadable 3");
+  });
+  test("is refused as a link", async () => {
+    const link = join(scratch, "pin-link");
+    symlinkSync(scratchFile("pin-target", CANONICAL_SUM), link);
+    assert.equal(statusLine(await verdictOf([...LOCAL, "--pin", link])), "unverified pin-unreadable 3");
+  });
+});
+
+describe("the diagnosis", () => {
+  const rows: { name: string; copy: string; pin: string; want: string; moved: string | null; says: RegExp; also: RegExp }[] = [
+    { name: "all agree", copy: CANONICAL, pin: CANONICAL_SUM, want: "in-sync 0", moved: null, says: /byte for byte, and the pin names it/, also: /^/ },
+    {
+      name: "the pin was not bumped",
+      copy: CANONICAL,
+      pin: OTHER_SUM,
+      want: "pin-mismatch 1",
+      moved: null,
+      says: /the copy was re-synced and the pin was not bumped\. Bump the pin/,
+      also: /^also +in-sync: /m,
+    },
+    { name: "the canonical moved", copy: DRIFTED, pin: DRIFTED_SUM, want: "drift 1", moved: "canonical", says: /The canonical moved: .*Take the new canonical over, re-sync/, also: /^/ },
+    { name: "the copy was edited by hand", copy: DRIFTED, pin: CANONICAL_SUM, want: "drift 1", moved: "copy", says: /The copy was edited by hand: .*Revert the edit/, also: /^also +pin-mismatch: /m },
+    { name: "both moved", copy: DRIFTED, pin: OTHER_SUM, want: "drift 1", moved: "both", says: /Both moved: .*into the canonical first/, also: /^also +pin-mismatch: /m },
+  ];
+  for (const { name, copy, pin, want, moved, says, also } of rows) {
+    test(`says that ${name}`, async () => {
+      const argv = ["--canonical", CANONICAL, "--copy", copy, "--pin", scratchFile("pin", pin)];
+      const document = await verdictOf(argv);
+      assert.deepEqual([statusLine(document), document.moved], [want, moved]);
+      const { stdout } = await gate(argv);
+      assert.match(stdout, says);
+      assert.match(stdout, also);
+    });
+  }
+  test("without a pin cannot tell", async () => {
+    const document = await verdictOf(["--canonical", CANONICAL, "--copy", DRIFTED]);
+    assert.deepEqual([document.moved, document.firstDifferingLine], [null, 8]);
+    assert.match(String(document.message), /Without a pin nobody can tell which side moved/);
+  });
+  test("is made without a token as well", async () => {
+    const argv = ["--replay", "fixtures/events/pr-fork-synchronize.json", "--copy", DRIFTED, "--pin", scratchFile("pin", CANONICAL_SUM)];
+    const { exitCode, stdout } = await gate(argv);
+    assert.equal(exitCode, 1);
+    assert.match(stdout, /^::error::pin-mismatch: .*edited by hand, or re-synced without bumping the pin/m);
+    assert.match(stdout, /^also +skipped: /m);
+  });
+  test("lets a fork's pull request pass with its warning where the pin agrees", async () => {
+    const argv = ["--replay", "fixtures/events/pr-fork-synchronize.json", "--copy", CANONICAL, "--pin", scratchFile("pin", CANONICAL_SUM)];
+    assert.equal(statusLine(await verdictOf(argv)), "skipped 0");
+  });
+  test("needs the copy for the pin, even on a fork's pull request", async () => {
+    const argv = ["--replay", "fixtures/events/pr-fork-synchronize.json", "--copy", "none", "--pin", scratchFile("pin", CANONICAL_SUM)];
+    assert.equal(statusLine(await verdictOf(argv)), "unverified copy-unreadable 3");
+  });
+});
+
+// ──────────────────────── what differs, in words ────────────────────────
+
+const HEADER = ["--- canonical", "+++ copy"];
+
+function difference(canonical: string | Buffer, copy: string | Buffer): Promise<Difference> {
+  return explainDifference(Buffer.from(canonical), Buffer.from(copy), { header: HEADER, mask: (same) => same });
+}
+
+/** Numbered lines. */
+function numbered(count: number, prefix = ""): string {
+  return Array.from({ length: count }, (_, index) => `${prefix}${index + 1}\n`).join("");
+}
+
+describe("the diff", () => {
+  const ten = numbered(10);
+  const rows: { name: string; canonical: string; copy: string; want: string[] }[] = [
+    { name: "a changed line", canonical: ten, copy: ten.replace("5\n", "five\n"), want: ["@@ -2,7 +2,7 @@", " 2", " 3", " 4", "-5", "+five", " 6", " 7", " 8"] },
+    { name: "a line too many at the end", canonical: ten, copy: `${ten}11\n`, want: ["@@ -8,3 +8,4 @@", " 8", " 9", " 10", "+11"] },
+    { name: "a line missing at the start", canonical: ten, copy: ten.slice(2), want: ["@@ -1,4 +1,3 @@", "-1", " 2", " 3", " 4"] },
+    {
+      name: "two places far apart",
+      canonical: numbered(30),
+      copy: numbered(30).replace("\n5\n", "\nx\n").replace("\n25\n", "\ny\n"),
+      want: ["@@ -2,7 +2,7 @@", " 2", " 3", " 4", "-5", "+x", " 6", " 7", " 8", "@@ -22,7 +22,7 @@", " 22", " 23", " 24", "-25", "+y", " 26", " 27", " 28"],
+    },
+    { name: "an empty copy", canonical: "a\n", copy: "", want: ["@@ -1,1 +0,0 @@", "-a"] },
+    { name: "an empty canonical", canonical: "", copy: "a\nb\n", want: ["@@ -0,0 +1,2 @@", "+a", "+b"] },
+    { name: "a line that lost its end and more", canonical: "a\nb\n", copy: "a\nc", want: ["@@ -1,2 +1,2 @@", " a", "-b", "+c", "\\ No newline at end of file"] },
+    { name: "lines after a blank first one", canonical: "\na\n", copy: "\nb\n", want: ["@@ -1,2 +1,2 @@", " ", "-a", "+b"] },
+    { name: "a repeated line", canonical: "a\na\nb\n", copy: "a\na\na\nb\n", want: ["@@ -1,3 +1,4 @@", " a", " a", "+a", " b"] },
+  ];
+  for (const { name, canonical, copy, want } of rows) {
+    test(`shows ${name}`, async () => assert.deepEqual(await difference(canonical, copy), { lines: [...HEADER, ...want], leftOut: 0 }));
+  }
+
+  const sentences: { name: string; canonical: string | Buffer; copy: string | Buffer; want: RegExp }[] = [
+    { name: "line endings", canonical: "a\nb\n", copy: "a\r\nb\r\n", want: /nothing but line endings \(CRLF: 0 in the canonical, 2 in the copy; check \.gitattributes\)\.$/ },
+    { name: "line endings that change places", canonical: "a\r\nb\nc\n", copy: "a\nb\r\nc\n", want: /nothing but line endings \(CRLF: 1 in the canonical, 1 in the copy/ },
+    { name: "the last line's ending", canonical: "a\n", copy: "a\r\n", want: /nothing but line endings \(CRLF: 0 in the canonical, 1 in the copy/ },
+    { name: "a byte-order mark", canonical: "a\n", copy: "\ufeffa\n", want: /nothing but a byte-order mark, which the copy has and the canonical has not\.$/ },
+    { name: "a final newline", canonical: "a\n", copy: "a", want: /nothing but a final newline, which the canonical has and the copy has not\.$/ },
+    { name: "all three", canonical: "\ufeffa\nb\n", copy: "a\r\nb", want: /nothing but line endings .* and a byte-order mark, .* and a final newline, / },
+    { name: "a copy with a NUL", canonical: "a", copy: "a\0", want: /^The copy is not UTF-8 text/ },
+    { name: "a canonical that is no UTF-8", canonical: Buffer.from([0xc3, 0x28]), copy: "a", want: /^The canonical is not UTF-8 text/ },
+    { name: "two binary sides", canonical: "\0", copy: "\0\0", want: /^Neither side is UTF-8 text/ },
+  ];
+  for (const { name, canonical, copy, want } of sentences) {
+    test(`is a sentence for ${name}`, async () => {
+      const found = await difference(canonical, copy);
+      assert.ok("sentence" in found);
+      assert.match(found.sentence, want);
+    });
+  }
+
+  test("is cut to 200 lines, and counts the rest", async () => {
+    const found = await difference(numbered(150, "a"), numbered(150, "b"));
+    assert.ok("lines" in found);
+    assert.deepEqual([found.lines.length, found.leftOut, found.lines[199], found.lines[2]], [200, 103, "+b47", "@@ -1,150 +1,150 @@"]);
+  });
+  test("is cut to 64 KiB, and its lines to 1000 characters", async () => {
+    const long = (letter: string) => `${letter.repeat(5000)}\n`.repeat(100);
+    const found = await difference(long("a"), long("b"));
+    assert.ok("lines" in found);
+    assert.deepEqual([found.lines.length, found.leftOut, found.lines[3]], [68, 135, `-${"a".repeat(999)}…`]);
+  });
+  test("is true, if not the smallest, where the two have nothing in common", async () => {
+    const found = await difference(`0\n${numbered(3000, "a")}z\n`, `0\n${numbered(2000, "b")}z\n`);
+    assert.ok("lines" in found);
+    assert.deepEqual(found.lines.slice(2, 5), ["@@ -1,3002 +1,2002 @@", "-0", "-a1"]);
+    assert.deepEqual([found.lines.length, found.leftOut], [200, 3 + 3002 + 2002 - 200]);
+  });
+  test("shows both sides where one is short", async () => {
+    const found = await difference("only\n", numbered(30_000, "b"));
+    assert.ok("lines" in found);
+    assert.deepEqual(found.lines.slice(2, 6), ["@@ -1,1 +1,30000 @@", "-only", "+b1", "+b2"]);
+    assert.equal(found.leftOut, 3 + 1 + 30_000 - 200);
+  });
+  test("counts a last line without its newline", async () => {
+    const found = await difference(`x`, numbered(30_000, "b"));
+    assert.ok("lines" in found);
+    assert.equal(found.lines[2], "@@ -1,1 +1,30000 @@");
+  });
+
+  const LIMIT = 10 * 1024 * 1024;
+  const large: { name: string; canonical: () => string; copy: () => string; first: string }[] = [
+    { name: "two unrelated files of the size limit", canonical: () => numbered(1_400_000, "a").slice(0, LIMIT), copy: () => numbered(1_400_000, "b").slice(0, LIMIT), first: "-a1" },
+    { name: "nothing but newlines", canonical: () => "\n".repeat(LIMIT), copy: () => "x\n".repeat(LIMIT / 2), first: "-" },
+    { name: "a single line of the size limit", canonical: () => "x".repeat(LIMIT), copy: () => `${"x".repeat(LIMIT - 1)}y`, first: `-${"x".repeat(999)}…` },
+    { name: "40,000 lines of which the last changed", canonical: () => numbered(40_000), copy: () => numbered(40_000).replace("\n40000\n", "\nx\n"), first: " 39997" },
+  ];
+  for (const { name, canonical, copy, first } of large) {
+    test(`is bounded for ${name}`, async () => {
+      const found = await difference(canonical(), copy());
+      assert.ok("lines" in found);
+      assert.equal(found.lines[3], first);
+      assert.ok(found.lines.length <= 200);
+    });
+  }
+  test("names the line exactly where only the last of 40,000 changed", () => {
+    const copy = numbered(40_000).replace("\n40000\n", "\nx\n");
+    assert.equal(firstDifferingLine(Buffer.from(copy), Buffer.from(numbered(40_000))), 40_000);
+  });
+
+  test("can be undone: applied to the canonical it gives the copy", async () => {
+    const lines = fc.array(fc.constantFrom("a", "b", "c", "", "d e"), { maxLength: 40 }).map((list) => list.map((line) => `${line}\n`).join(""));
+    await fc.assert(
+      fc.asyncProperty(lines, lines, async (canonical, copy) => {
+        fc.pre(canonical !== copy);
+        const found = await difference(canonical, copy);
+        if ("lines" in found) assert.equal(patch(canonical, found.lines), copy);
+        else assert.match(found.sentence, /final newline/);
+      }),
+      { numRuns: 500 },
+    );
+  });
+  /** Applies a unified diff by its own numbers. */
+  function patch(text: string, diff: readonly string[]): string {
+    const old = text.split("\n");
+    const out: string[] = [];
+    let next = 0;
+    for (const line of diff.slice(2)) {
+      const range = /^@@ -(\d+),(\d+) /.exec(line);
+      if (range !== null) {
+        const start = Number(range[1]) - (range[2] === "0" ? 0 : 1);
+        out.push(...old.slice(next, start));
+        next = start;
+      } else if (line.startsWith("+")) out.push(line.slice(1));
+      else {
+        assert.equal(old[next], line.slice(1));
+        if (line.startsWith(" ")) out.push(line.slice(1));
+        next += 1;
+      }
+    }
+    return [...out, ...old.slice(next)].join("\n");
+  }
+});
+
+describe("the diff in the log", () => {
+  test("stands between stop-commands and its word, and is inert itself", async () => {
+    const hostileFile = scratchFile("hostile.yaml", `a: 1\n::error::one\n  ::set-env name=A::b\n##[error]two\nx: "\u001b[31m \u202e"\t\r\nb: a::b\n`);
+    const { stdout } = await gate(["--canonical", scratchFile("plain.yaml", "a: 2\n"), "--copy", hostileFile]);
+    const lines = stdout.split("\n");
+    const stop = lines.findIndex((line) => line.startsWith("::stop-commands::"));
+    const word = lines[stop]?.slice("::stop-commands::".length) ?? "";
+    assert.match(word, /^[\da-f-]{36}$/);
+    const resume = lines.indexOf(`::${word}::`);
+    assert.deepEqual(lines.slice(stop + 4, resume), ["-a: 2", "+a: 1", "+::error::one", "+  ::set-env name=A::b", "+# #[error]two", '+x: "\\u{1b}[31m \\u{202e}"\\t\\r', "+b: a::b"]);
+    assert.equal(annotations(stdout).length, 1);
+  });
+  test("has no command in a context line either, as GitHub trims blanks", async () => {
+    const [old, now] = [scratchFile("old.yaml", "::error::x\n  ::warning::y\na: 1\n"), scratchFile("now.yaml", "::error::x\n  ::warning::y\na: 2\n")];
+    const { stdout } = await gate(["--canonical", old, "--copy", now]);
+    assert.match(stdout, /^ : :error::x\n {3}: :warning::y\n-a: 1$/m);
+  });
+  test("says how many lines were left out", async () => {
+    const { stdout } = await gate(["--canonical", scratchFile("a.txt", numbered(300, "a")), "--copy", scratchFile("b.txt", numbered(300, "b"))]);
+    assert.match(stdout, /^difference 403 more lines left out$/m);
+  });
+  test("does not repeat the token that a file holds", async () => {
+    const token = "0123456789abcdef0123456789abcdef01234567";
+    const [old, now] = [scratchFile("old.yaml", "a: 1\n"), scratchFile("now.yaml", `a: ${"y".repeat(980)}${token}\n`)];
+    const { stdout } = await gate(["--canonical", old, "--copy", now], { AUTO_SYNC_TOKEN: token });
+    assert.doesNotMatch(stdout, /0123456/);
+  });
+  test("is a sentence for line endings, without a word on the same data", async () => {
+    const { stdout } = await gate(["--canonical", scratchFile("lf", "a: 1\n"), "--copy", scratchFile("crlf", "a: 1\r\n")]);
+    assert.match(stdout, /^difference The two differ in nothing but line endings/m);
+    assert.doesNotMatch(stdout, /^summary/m);
+  });
+});
+
+const NONE = { missing: [], extra: [], changed: {} };
+
+describe("the summary by name", () => {
+  const rows: { name: string; canonical: string; copy: string; providers?: object; runtimes?: object; others?: string[] }[] = [
+    { name: "a provider missing in the copy", canonical: "providers: [{name: b}, {name: a}, {name: c}]", copy: "providers: [{name: c}]", providers: { ...NONE, missing: ["a", "b"] } },
+    { name: "a provider extra in the copy", canonical: "providers: [{name: a}]", copy: "providers: [{name: a}, {name: z}, {name: y}]", providers: { ...NONE, extra: ["y", "z"] } },
+    {
+      name: "the keys of a changed provider",
+      canonical: "providers: [{name: a, x: 1, y: [1, {z: 2}], gone: 1}]",
+      copy: "providers: [{name: a, x: 2, y: [1, {z: 3}], come: 1}]",
+      providers: { ...NONE, changed: { a: ["come", "gone", "x", "y"] } },
+    },
+    { name: "a renamed provider", canonical: "providers: [{name: a, x: 1}]", copy: "providers: [{name: b, x: 1}]", providers: { missing: ["a"], extra: ["b"], changed: {} } },
+    { name: "runtimes", canonical: "runtimes: {a: {x: 1}, b: {y: 1}, c: {}}", copy: "runtimes: {a: {x: 2}, b: {y: 1}, d: {}}", runtimes: { missing: ["c"], extra: ["d"], changed: { a: ["x"] } } },
+    { name: "runtimes that are no mappings", canonical: "runtimes: {a: [x], b: y, c: {}}", copy: "runtimes: {a: [z], b: y, c: }", runtimes: { ...NONE, changed: { a: [], c: [] } } },
+    { name: "another key of the file", canonical: "version: 1\nz: 1\nproviders: []", copy: "version: 2\ny: 1\nproviders: []", others: ["version", "y", "z"] },
+    { name: "a section that came", canonical: "a: 1", copy: "a: 1\nproviders: [{name: x}]\nruntimes: {r: }", providers: { ...NONE, extra: ["x"] }, runtimes: { ...NONE, extra: ["r"] } },
+    { name: "a section that became null", canonical: "providers: [{name: x}]", copy: "providers:", providers: { ...NONE, missing: ["x"] } },
+    { name: "keys that are numbers or null", canonical: "1: a\n~: b", copy: "1: b\n~: b", others: ["1"] },
+    {
+      name: "names of the prototype",
+      canonical: "providers: [{name: __proto__, a: 1}]\nruntimes: {constructor: {}}",
+      copy: "providers: [{name: __proto__, a: 2}]\nruntimes: {}",
+      providers: { ...NONE, changed: JSON.parse('{"__proto__":["a"]}') },
+      runtimes: { ...NONE, missing: ["constructor"] },
+    },
+    { name: "large integers that are not the same", canonical: "a: 9007199254740993", copy: "a: 9007199254740992", others: ["a"] },
+    { name: "nothing for another order", canonical: "b: 1\nproviders: [{name: a, x: 1}, {name: b}]", copy: "providers: [{name: b}, {x: 1, name: a}]\nb: 1" },
+    { name: "nothing for other comments, quotes and styles", canonical: "a: [x, 'y'] # z", copy: 'a:\n- "x"\n- y' },
+    {
+      name: "what an alias stands for",
+      canonical: "providers: [{name: a, x: &x [1]}, {name: b, x: *x}]",
+      copy: "providers: [{name: a, x: [1]}, {name: b, x: [2]}]",
+      providers: { ...NONE, changed: { b: ["x"] } },
+    },
+  ];
+  for (const { name, canonical, copy, providers = NONE, runtimes = NONE, others = [] } of rows) {
+    test(`finds ${name}`, async () => {
+      assert.deepEqual(await summarise(Buffer.from(canonical), Buffer.from(copy)), { summary: { providers, runtimes }, others });
+    });
+  }
+
+  const bomb = `a: &a [x, x, x, x, x, x, x, x, x]\n${["b a", "c b", "d c", "e d", "f e"].map((pair) => `${pair[0]}: &${pair[0]} [${`*${pair[2]}, `.repeat(9)}]`).join("\n")}`;
+  const leftOut: { name: string; copy: string; why: RegExp }[] = [
+    { name: "what is no YAML", copy: "a: b: c", why: /the copy is not YAML: / },
+    { name: "a key given twice", copy: "providers: [{name: a, x: 1, x: 2}]", why: /the copy has the key 'x' twice/ },
+    { name: "a key that is no plain value", copy: "? [a]\n: 1", why: /a key that is not a plain value/ },
+    { name: "a bomb of aliases", copy: bomb, why: /alias/ },
+    { name: "several documents", copy: "a: 1\n---\nb: 1", why: /not YAML/ },
+    { name: "a scalar", copy: "just text", why: /the copy is not a mapping/ },
+    { name: "an empty file", copy: "", why: /the copy is not a mapping/ },
+    { name: "providers that are no list", copy: "providers: {a: {}}", why: /providers of the copy is not a list/ },
+    { name: "an entry without a name", copy: "providers: [{id: a}]", why: /a provider of the copy has no name/ },
+    { name: "an entry with an empty name", copy: "providers: [{name: ''}]", why: /has no name/ },
+    { name: "an entry that is no mapping", copy: "providers: [a]", why: /has no name/ },
+    { name: "two entries of one name", copy: "providers: [{name: a}, {name: a}]", why: /two providers of one name/ },
+    { name: "runtimes that are no mapping", copy: "runtimes: [a]", why: /runtimes of the copy is not a mapping/ },
+    { name: "nesting beyond the stack", copy: "[".repeat(100_000), why: /stack/ },
+    { name: "more than it is worth", copy: `a: ${"x".repeat(524_288)}`, why: /the copy has more than 524288 bytes/ },
+  ];
+  for (const { name, copy, why } of leftOut) {
+    test(`is left out for ${name}, and the verdict stands`, async () => {
+      const found = await summarise(Buffer.from("providers: [{name: a}]"), Buffer.from(copy));
+      assert.ok("leftOut" in found, JSON.stringify(found));
+      assert.match(found.leftOut, why);
+      const argv = ["--canonical", scratchFile("good.yaml", "providers: [{name: a}]"), "--copy", scratchFile("bad.yaml", copy)];
+      const document = await verdictOf(argv);
+      assert.deepEqual([statusLine(document), document.summary], ["drift 1", null]);
+      assert.match((await gate(argv)).stdout, /^summary +left out: /m);
+    });
+  }
+  test("names the canonical when that is the broken one", async () => {
+    assert.deepEqual(await summarise(Buffer.from("a: b: c"), Buffer.from("")).then((found) => "leftOut" in found && /the canonical is not YAML/.test(found.leftOut)), true);
+  });
+  test("is told in lines of the log", async () => {
+    const names = Array.from({ length: 25 }, (_, index) => `{name: p${String(index).padStart(2, "0")}}`).join(", ");
+    const canonical = scratchFile("told-old.yaml", `v: 1\nproviders: [${names}, {name: q, x: 1, y: 2}, {name: r, x: 1}]\nruntimes: {a: [1]}\n`);
+    const copy = scratchFile("told-now.yaml", "v: 2\nproviders: [{name: q, x: 2, y: 3}, {name: new}, {name: r, x: 1}]\nruntimes: {a: [2]}\n");
+    const { stdout } = await gate(["--canonical", canonical, "--copy", copy]);
+    const shown = Array.from({ length: 20 }, (_, index) => `"p${String(index).padStart(2, "0")}"`).join(", ");
+    assert.ok(stdout.includes(`\nsummary    providers: missing in the copy: ${shown} and 5 more; extra in the copy: "new"; changed: "q" ("x", "y")\n`), stdout);
+    assert.ok(stdout.includes('\nsummary    runtimes: changed: "a"\n'), stdout);
+    assert.ok(stdout.includes('\nsummary    other keys of the file that differ: "v"\n'), stdout);
+  });
+  test("says when the data is the same", async () => {
+    const { stdout } = await gate(["--canonical", scratchFile("same-old.yaml", "a: 1 # x\n"), "--copy", scratchFile("same-now.yaml", "a: 1 # y\n")]);
+    assert.match(stdout, /^summary +the same data, in another order/m);
+  });
+});
+
+// ─────────────────────────────── re-sync ───────────────────────────────
+
+describe("--write", () => {
+  /** A folder with an old copy and its pin, as a re-sync finds them. */
+  function workTree(name: string, files: { copy?: string | Buffer; pin?: string } = {}): { copy: string; pin: string; argv: string[] } {
+    const folder = join(scratch, name);
+    mkdirSync(folder, { recursive: true });
+    const [copy, pin] = [join(folder, "providers.yaml"), join(folder, "pin.go")];
+    if (files.copy !== undefined) writeFileSync(copy, files.copy);
+    if (files.pin !== undefined) writeFileSync(pin, files.pin);
+    return { copy, pin, argv: ["--write", "--canonical", CANONICAL, "--copy", copy, ...(files.pin === undefined ? [] : ["--pin", pin])] };
+  }
+  const OLD = readFileSync(DRIFTED);
+  const GO = (sum: string) => `package providers\n\n// \u00fc\nconst canonicalSHA256 = "${sum}"\n`;
+
+  test("replaces the copy, bumps the pin, keeps both modes, and says what to do next", async () => {
+    const { copy, pin, argv } = workTree("write", { copy: OLD, pin: GO(DRIFTED_SUM.toUpperCase()) });
+    chmodSync(copy, 0o640);
+    chmodSync(pin, 0o755);
+    const { exitCode, stdout } = await gate(argv);
+    assert.equal(exitCode, 0, stdout);
+    assert.deepEqual(readFileSync(copy), BODY);
+    assert.equal(readFileSync(pin, "utf8"), GO(CANONICAL_SUM));
+    assert.deepEqual([statSync(copy).mode & 0o7777, statSync(pin).mode & 0o7777], [0o640, 0o755]);
+    assert.match(stdout, /^verdict +in-sync: The copy is the canonical file again: wrote ".*providers\.yaml" and ".*pin\.go"\. Next: .*go generate \.\/\.\.\.\), then commit/m);
+    assert.deepEqual(readdirSync(join(scratch, "write")).sort(), ["pin.go", "providers.yaml"]);
+  });
+  test("touches nothing when nothing is to do", async () => {
+    const { copy, pin, argv } = workTree("nothing", { copy: BODY, pin: GO(CANONICAL_SUM) });
+    const before = [statSync(copy).ino, statSync(pin).ino];
+    const { stdout } = await gate(argv);
+    assert.match(stdout, /in-sync: .*nothing was written/);
+    assert.deepEqual([statSync(copy).ino, statSync(pin).ino], before);
+  });
+  test("bumps the pin alone where the copy is in sync", async () => {
+    const { copy, pin, argv } = workTree("bump", { copy: BODY, pin: GO(OTHER_SUM) });
+    const before = statSync(copy).ino;
+    assert.match((await gate(argv)).stdout, /wrote ".*pin\.go"\./);
+    assert.equal(statSync(copy).ino, before);
+    assert.equal(readFileSync(pin, "utf8"), GO(CANONICAL_SUM));
+  });
+  test("creates a copy that is missing, and its folder", async () => {
+    const { copy } = workTree("missing");
+    const deeper = join(copy, "..", "a", "b", "providers.yaml");
+    assert.equal((await gate(["--write", "--canonical", CANONICAL, "--copy", deeper])).exitCode, 0);
+    assert.deepEqual(readFileSync(deeper), BODY);
+  });
+  test("fetches, with the token, where no local file is given", async () => {
+    const forge = await startForge(playRepository);
+    const { copy } = workTree("fetch", { copy: OLD });
+    const ran = await gate(["--write", "--copy", copy], envFor(forge.url));
+    await forge.close();
+    assert.equal(ran.exitCode, 0, ran.stdout);
+    assert.deepEqual(readFileSync(copy), BODY);
+  });
+
+  const refused: { name: string; make: () => { copy: string; argv: string[] }; env?: Env; want: string; says: RegExp }[] = [
+    {
+      name: "through a symbolic link",
+      make: () => {
+        const tree = workTree("link");
+        symlinkSync(scratchFile("link-target", OLD), tree.copy);
+        return tree;
+      },
+      want: "unverified copy-unreadable 3",
+      says: /symbolic link/,
+    },
+    {
+      name: "through a dangling link",
+      make: () => {
+        const tree = workTree("dangling");
+        symlinkSync(join(scratch, "nowhere"), tree.copy);
+        return tree;
+      },
+      want: "unverified copy-unreadable 3",
+      says: /symbolic link/,
+    },
+    {
+      name: "over a directory",
+      make: () => {
+        const tree = workTree("directory");
+        mkdirSync(tree.copy);
+        return tree;
+      },
+      want: "unverified copy-unreadable 3",
+      says: /directory/,
+    },
+    { name: "where the pin holds no sum", make: () => workTree("no-sum", { copy: OLD, pin: "none" }), want: "unverified pin-unreadable 3", says: /no word/ },
+    { name: "where the pin holds two sums", make: () => workTree("two-sums", { copy: OLD, pin: `${OTHER_SUM} ${OTHER_SUM}` }), want: "unverified pin-unreadable 3", says: /2 words/ },
+    {
+      name: "without a token",
+      make: () => ({ ...workTree("no-token", { copy: OLD }), argv: ["--write", "--copy", join(scratch, "no-token", "providers.yaml")] }),
+      want: "token-missing 1",
+      says: /Provision/,
+    },
+  ];
+  for (const { name, make, env = {}, want, says } of refused) {
+    test(`writes nothing ${name}`, async () => {
+      const { copy, argv } = make();
+      const before = lstatSync(copy).isFile() ? readFileSync(copy) : lstatSync(copy).ino;
+      assert.equal(statusLine(await verdictOf(argv, env)), want);
+      assert.match((await gate(argv, env)).stdout, says);
+      assert.deepEqual(lstatSync(copy).isFile() ? readFileSync(copy) : lstatSync(copy).ino, before);
+    });
+  }
+  test("writes nothing from a damaged transfer", async () => {
+    const forge = await startForge(fileWith((raw) => raw.replace("schema_version: 1", "schema_version: 2")));
+    const { copy } = workTree("damaged", { copy: OLD });
+    const ran = await gate(["--write", "--copy", copy], envFor(forge.url));
+    await forge.close();
+    assert.equal(ran.exitCode, 3);
+    assert.deepEqual(readFileSync(copy), OLD);
+  });
+  test("writes nothing when there is neither a copy nor a canonical", async () => {
+    const { copy } = workTree("neither");
+    assert.equal(statusLine(await verdictOf(["--write", "--canonical", "none", "--copy", copy])), "unverified file-not-found 3");
+    assert.equal(existsSync(copy), false);
+  });
+  test("says so when the copy cannot be written, and leaves nothing behind", async () => {
+    const name = "x".repeat(220);
+    const copy = join(scratch, name);
+    const { exitCode, stdout } = await gate(["--write", "--canonical", CANONICAL, "--copy", copy]);
+    assert.equal(exitCode, 3);
+    assert.match(stdout, /unverified \(copy-unreadable\): Cannot write .*ENAMETOOLONG\. Nothing was changed\./);
+  });
+  test("says so when the copy's folder is a file", async () => {
+    const { exitCode, stdout } = await gate(["--write", "--canonical", CANONICAL, "--copy", join(scratchFile("file", ""), "copy")]);
+    assert.equal(exitCode, 3);
+    assert.match(stdout, /copy-unreadable/);
+  });
+  test("says what was written before when the pin cannot be", async () => {
+    const { copy } = workTree("half", { copy: OLD });
+    const pin = scratchFile("y".repeat(220), OTHER_SUM);
+    const { exitCode, stdout } = await gate(["--write", "--canonical", CANONICAL, "--copy", copy, "--pin", pin]);
+    assert.equal(exitCode, 3);
+    assert.match(stdout, /unverified \(pin-unreadable\): Cannot write .*ENAMETOOLONG\. ".*providers\.yaml" was written before\./);
+    assert.deepEqual(readFileSync(copy), BODY);
+  });
+
+  test("leaves each file old or new, whole, wherever it is killed", async () => {
+    const preload = scratchFile(
+      "kill.mjs",
+      `import fs from "node:fs";
+       import { syncBuiltinESMExports } from "node:module";
+       let left = Number(process.env.KILL_AT);
+       for (const name of ["openSync", "fchmodSync", "writeFileSync", "fsyncSync", "closeSync", "renameSync"]) {
+         const real = fs[name];
+         const strike = () => { if (process.env.KILL_AT && --left < 0) process.kill(process.pid, "SIGKILL"); };
+         fs[name] = (...args) => { strike(); if (name === "writeFileSync") fs.writeSync(args[0], args[1], 0, 9, 0), strike(); return real(...args); };
+       }
+       syncBuiltinESMExports();`,
+    );
+    const seen = new Set<string>();
+    let outcome = "";
+    for (let at = 0; outcome !== "null"; at += 1) {
+      const { copy, pin, argv } = workTree(`kill-${at}`, { copy: OLD, pin: GO(DRIFTED_SUM) });
+      const [file = "", ...args] = measured(...argv);
+      const child = spawn(file, ["--import", preload, ...args], { cwd: ROOT, env: { NODE_V8_COVERAGE: "", KILL_AT: String(at) } });
+      outcome = String((await closed(child))[1]);
+      const state = [readFileSync(copy).equals(OLD) ? "old" : "new", readFileSync(pin, "utf8") === GO(DRIFTED_SUM) ? "old" : "new"];
+      if (state[0] === "new") assert.deepEqual(readFileSync(copy), BODY);
+      if (state[1] === "new") assert.equal(readFileSync(pin, "utf8"), GO(CANONICAL_SUM));
+      seen.add(state.join());
+      const checked = await verdictOf(["--canonical", CANONICAL, "--copy", copy, "--pin", pin]);
+      const expected: Record<string, string> = { "old,old": "drift 1", "new,old": "pin-mismatch 1", "new,new": "in-sync 0" };
+      assert.equal(statusLine(checked), expected[state.join()], `killed at ${at}: ${state}`);
+      assert.ok(at < 40, "the run comes to its end");
+    }
+    assert.deepEqual([...seen].sort(), ["new,new", "new,old", "old,old"]);
+  });
+});
+
 // ─────────────────────────────── report ───────────────────────────────
 
 describe("the log", () => {
@@ -1178,8 +1834,8 @@ describe("the log", () => {
     const { stdout, stderr } = await gate([], envFor(forge.url));
     assert.deepEqual(stdout.split("\n"), [
       `context    event "push": branch 1 of the case table, trusted: the repository's own context, where the secret should be`,
-      `token      present, sent to ${forge.url} and nowhere else`,
       `copy       "fixtures/providers.yaml": 795 bytes, sha256 b54630fe7d7f`,
+      `token      present, sent to ${forge.url} and nowhere else`,
       `canonical  "internal/providers/providers.yaml" of "molecule-ai/molecule-controlplane" at "main" (commit 9d3b4a7278): 795 bytes, sha256 b54630fe7d7f`,
       "verdict    in-sync: The copy is the canonical file, byte for byte.",
     ]);
@@ -1215,6 +1871,159 @@ describe("the log", () => {
   });
 });
 
+describe("the step's outputs", () => {
+  const forge = useForge(playRepository);
+  /** Reads a GITHUB_OUTPUT file as a runner does. */
+  function parseOutputs(text: string): Record<string, string> {
+    const outputs: Record<string, string> = {};
+    const lines = text.split("\n");
+    while (lines.length > 1) {
+      const [name = "", word = ""] = (lines.shift() ?? "").split("<<");
+      const end = lines.indexOf(word);
+      outputs[name] = lines.splice(0, end).join("\n");
+      lines.shift();
+    }
+    return outputs;
+  }
+  async function outputsOf(argv: string[], env: Env = {}): Promise<Record<string, string>> {
+    const file = scratchFile("outputs", "");
+    await gate(argv, { ...env, GITHUB_OUTPUT: file });
+    return parseOutputs(readFileSync(file, "utf8"));
+  }
+  test("say everything that a later step may ask", async () => {
+    assert.deepEqual(await outputsOf([], envFor(forge.url)), {
+      status: "in-sync",
+      reason: "",
+      "exit-code": "0",
+      branch: "1",
+      trusted: "true",
+      event: "push",
+      "copy-sha256": CANONICAL_SUM,
+      "canonical-sha256": CANONICAL_SUM,
+      "canonical-commit": COMMIT,
+    });
+  });
+  test("are empty where nothing is known", async () => {
+    const nothing = { branch: "", trusted: "", event: "", "copy-sha256": "", "canonical-sha256": "", "canonical-commit": "" };
+    assert.deepEqual(await outputsOf(["--bogus"]), { status: "usage", reason: "", "exit-code": "2", ...nothing });
+  });
+  test("name the reason", async () => {
+    const outputs = await outputsOf(["--canonical", "none", "--copy", CANONICAL]);
+    assert.deepEqual([outputs.status, outputs.reason, outputs["exit-code"], outputs["canonical-commit"]], ["unverified", "file-not-found", "3", ""]);
+  });
+  test("cannot be ended by an event's name", async () => {
+    const outputs = await outputsOf(["--event-name", "x\nstatus=in-sync\nEOF\nstatus<<x\n"]);
+    assert.deepEqual([outputs.status, outputs.event], ["token-missing", "x\\nstatus=in-sync\\nEOF\\nstatus<<x\\n"]);
+  });
+  test("have another delimiter each time", async () => {
+    const file = scratchFile("delimiters", "");
+    await gate(LOCAL, { GITHUB_OUTPUT: file });
+    await gate(LOCAL, { GITHUB_OUTPUT: file });
+    const words = readFileSync(file, "utf8").match(/(?<=^status<<).*$/gm) ?? [];
+    assert.equal(new Set(words).size, 2);
+  });
+  for (const name of ["GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"]) {
+    for (const [what, path] of [
+      ["a directory", scratch],
+      ["a folder that is not there", join(scratch, "none", "file")],
+    ] as const) {
+      test(`cost a line of the log when ${name} is ${what}`, async () => {
+        const { exitCode, stdout } = await gate(LOCAL, { [name]: path });
+        assert.equal(exitCode, 0);
+        assert.match(stdout, new RegExp(`^note +Cannot write ${name} .*The verdict stands\\.$`, "m"));
+      });
+    }
+  }
+});
+
+describe("the step summary", () => {
+  async function summaryOf(argv: string[], env: Env = {}): Promise<string> {
+    const file = scratchFile("summary.md", "");
+    await gate(argv, { ...env, GITHUB_STEP_SUMMARY: file });
+    return readFileSync(file, "utf8");
+  }
+  test("has the verdict in its first line, a table of the sides, and the diff", async () => {
+    const pin = scratchFile("pin", OTHER_SUM);
+    const lines = (await summaryOf(["--canonical", CANONICAL, "--copy", DRIFTED, "--pin", pin])).split("\n");
+    assert.match(lines[0] ?? "", /^\*\*drift\*\*: The copy .*Both moved&#58; the pin names neither/);
+    assert.deepEqual(lines.slice(1, 6), [
+      "",
+      "| side | where | bytes | sha256 |",
+      "| --- | --- | --- | --- |",
+      `| copy | fixtures/providers-drifted&#46;yaml | 798 | \`${DRIFTED_SUM}\` |`,
+      `| canonical | "fixtures/providers&#46;yaml" | 795 | \`${CANONICAL_SUM}\` |`,
+    ]);
+    assert.match(lines[6] ?? "", /^\| pin \| .* \| 64 \| `0{64}` \|$/);
+    assert.equal(lines[8], "```diff");
+    assert.ok(lines.includes("+    protocol: anthropic-v2"));
+    assert.equal(lines.at(-3), "```");
+  });
+  test("is a line where nothing was read", async () => {
+    assert.match(await summaryOf(["--event-name", "push"]), /^\*\*token-missing\*\*: The secret AUTO&#95;SYNC&#95;TOKEN is missing.*\n\n$/);
+  });
+  test("is a line for a wrong flag", async () => {
+    assert.match(await summaryOf(["--bogus"]), /^\*\*usage\*\*: Cannot read the flags&#58; .*\n\n$/);
+  });
+  test("says it in words where there is no diff", async () => {
+    assert.match(await summaryOf(["--canonical", scratchFile("lf", "a\n"), "--copy", scratchFile("crlf", "a\r\n")]), /nothing but line endings/);
+  });
+  test("counts what was left out", async () => {
+    const argv = ["--canonical", scratchFile("a.txt", numbered(300, "a")), "--copy", scratchFile("b.txt", numbered(300, "b"))];
+    assert.match(await summaryOf(argv), /^403 more lines left out$/m);
+  });
+  test("has a fence that its content cannot close", async () => {
+    const text = await summaryOf(["--canonical", scratchFile("plain", "x\n"), "--copy", scratchFile("ticks", "```\n`````\n# no\n")]);
+    assert.equal(text.match(/^``````(diff)?$/gm)?.length, 2);
+  });
+  test("has no mark of Markdown from a path", async () => {
+    const text = await summaryOf(["--canonical", CANONICAL, "--copy", "a|b](javascript:x)<img src=x>`*_@me#1\\"]);
+    assert.doesNotMatch(text.replaceAll(/&#\d+;|\*\*unverified\*\*/g, ""), /[|<>[\]()`*_@#\\]/);
+  });
+  test("stays under 256 KiB, whatever the files are", async () => {
+    const line = `${"\u202e".repeat(3000)}\n`;
+    const argv = ["--canonical", scratchFile("wild-old", line.repeat(100)), "--copy", scratchFile("wild-now", `x${line}`.repeat(300))];
+    const text = await summaryOf(argv);
+    assert.ok(Buffer.byteLength(text) < 256 * 1024, `${Buffer.byteLength(text)} bytes`);
+  });
+});
+
+describe("the JSON document of a drift", () => {
+  test("has the line, what moved, the pin and the summary", async () => {
+    const pin = scratchFile("pin", CANONICAL_SUM);
+    const { moved, firstDifferingLine, pin: named, summary, canonical } = await verdictOf(["--canonical", CANONICAL, "--copy", DRIFTED, "--pin", pin]);
+    assert.deepEqual(
+      { moved, firstDifferingLine, named, summary, canonical },
+      {
+        moved: "copy",
+        firstDifferingLine: 8,
+        named: { path: pin, sha256: CANONICAL_SUM },
+        summary: { providers: { ...NONE, changed: { anthropic: ["protocol"] } }, runtimes: NONE },
+        canonical: { server: null, repo: null, ref: null, commit: null, path: CANONICAL, bytes: 795, sha256: CANONICAL_SUM },
+      },
+    );
+  });
+  test("has the path of a pin that could not be read", async () => {
+    assert.deepEqual((await verdictOf([...LOCAL, "--pin", "none"])).pin, { path: "none", sha256: null });
+  });
+});
+
+describe("--explain", () => {
+  const rows: { name: string; argv: string[]; says: RegExp[] }[] = [
+    { name: "a trusted event", argv: ["--event-name", "schedule"], says: [/branch 1 of the case table, trusted/, /^with .*compares/m, /^without .*token-missing, exit code 1/m] },
+    { name: "a fork's pull request", argv: ["--replay", "fixtures/events/pr-fork-synchronize.json"], says: [/branch 3 of the case table, untrusted/, /^without .*skipped, exit code 0.*pin/m] },
+    { name: "a local canonical", argv: ["--event-name", "push", "--canonical", "none"], says: [/^without .*compares.*local file stands in/m] },
+  ];
+  for (const { name, argv, says } of rows) {
+    test(`says what happens for ${name}, and exits with 0`, async () => {
+      const { exitCode, stdout } = await gate(["--explain", ...argv], { GITHUB_OUTPUT: "/dev/full" });
+      assert.equal(exitCode, 0);
+      for (const pattern of says) assert.match(stdout, pattern);
+      assert.deepEqual(annotations(stdout), []);
+    });
+  }
+  test("refuses a replay that is not there", async () => assert.equal((await gate(["--explain", "--replay", "none"])).exitCode, 2));
+});
+
 describe("a side of one byte", () => {
   test("is one byte long", async () => {
     const file = scratchFile("one", "x");
@@ -1248,6 +2057,10 @@ describe("the JSON document", () => {
         bytes: 795,
         sha256,
       },
+      pin: null,
+      moved: null,
+      firstDifferingLine: null,
+      summary: null,
       attempts: 2,
     });
   });
@@ -1263,6 +2076,10 @@ describe("the JSON document", () => {
       trusted: null,
       copy: { path: null, bytes: null, sha256: null },
       canonical: { server: null, repo: null, ref: null, commit: null, path: null, bytes: null, sha256: null },
+      pin: null,
+      moved: null,
+      firstDifferingLine: null,
+      summary: null,
       attempts: 0,
     });
   });
@@ -1300,7 +2117,8 @@ describe("an exception that nobody expected", () => {
         get: (_, name) => {
           if (name === "SYNC_DEBUG") return debug;
           if (name === "AUTO_SYNC_TOKEN") return token;
-          throw error;
+          if (name === "SYNC_MAX_BYTES") throw error;
+          return "";
         },
       },
     );
@@ -1368,13 +2186,30 @@ describe("the real command", () => {
     child.stderr.destroy();
     assert.deepEqual(await closed(child), [1, null]);
   });
+  test("runs where a folder of its name lies beside it", async () => {
+    const folder = join(scratch, "beside");
+    mkdirSync(join(folder, "sync-providers"), { recursive: true });
+    symlinkSync(join(ROOT, "sync-providers.ts"), join(folder, "sync-providers.ts"));
+    const ran = await run([process.execPath, TSX, join(folder, "sync-providers"), "--no-such-flag"]);
+    assert.equal(ran.exitCode, 2, ran.stdout + ran.stderr);
+  });
+  test("is red when it ends on its way, without a verdict", async () => {
+    const preload = scratchFile("never.mjs", `import fs from "node:fs/promises"; import { syncBuiltinESMExports } from "node:module"; fs.open = () => new Promise(() => {}); syncBuiltinESMExports();`);
+    const ran = await run([process.execPath, "--import", preload, ...measured(...LOCAL).slice(1)], { SYNC_TIMEOUT_SECONDS: "0.1" });
+    assert.equal(ran.exitCode, 3, ran.stdout);
+    assert.doesNotMatch(ran.stdout, /^verdict/m);
+  });
   test("runs through a link and under a shortened name, and not when it is imported", async () => {
     const link = join(scratch, "gate.ts");
     symlinkSync(join(ROOT, "sync-providers.ts"), link);
     assert.match((await run([process.execPath, TSX, link, "--version"])).stdout, /^1\.0\.0/);
     assert.match((await run([process.execPath, TSX, "sync-providers", "--version"])).stdout, /^1\.0\.0/);
-    const imported = await run([process.execPath, "--import", "./.ci/loader.mjs", "--input-type=module", "-e", 'await import("./sync-providers.ts")'], MEASURED);
+    const imports = [process.execPath, "--import", "./.ci/loader.mjs", "--input-type=module", "-e", 'await import("./sync-providers.ts")'];
+    const imported = await run(imports, MEASURED);
     assert.deepEqual([imported.exitCode, imported.stdout, imported.stderr], [0, "", ""]);
+    for (const unknown of ["no-such-script", "fixtures"]) {
+      assert.match((await run([...imports, unknown, "--version"], MEASURED)).stdout, /^1\.0\.0/);
+    }
   });
   test("npm start shows the gate in sync on the loopback", async () => {
     const ran = await run([process.execPath, TSX, "fixtures/forge.ts"]);

@@ -6,19 +6,32 @@
  *   npx tsx sync-providers.ts [--help]
  *
  * Exit codes: 0 the copy is in sync, or a fork's pull request came without the secret (a warning);
- * 1 the copy drifted, or the token is missing; 2 a flag or a setting is wrong; 3 nothing could be compared.
+ * 1 the copy drifted, its pin is wrong, or the token is missing; 2 a flag or a setting is wrong; 3 nothing could be compared.
  *
  * The way through the file is the way of the data: settings, case table, wire, comparison, report, main.
  */
 
-import { createHash } from "node:crypto";
-import { existsSync, realpathSync } from "node:fs";
-import { constants, open } from "node:fs/promises";
+import { createHash, randomUUID } from "node:crypto";
+import {
+  closeSync,
+  fchmodSync,
+  fsyncSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { constants, type FileHandle, lstat, open } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 // Deno's global timers have neither refresh() nor unref().
 import { clearTimeout, setTimeout } from "node:timers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
+import { isDeepStrictEqual, parseArgs } from "node:util";
 
 // ───────────────────────────── statuses ─────────────────────────────
 
@@ -33,6 +46,7 @@ export const STATUSES = {
   usage: { exitCode: 2, level: "error", means: "a flag or a setting is wrong" },
   drift: { exitCode: 1, level: "error", means: "the bytes of copy and canonical differ" },
   "token-missing": { exitCode: 1, level: "error", means: "a trusted context came without AUTO_SYNC_TOKEN" },
+  "pin-mismatch": { exitCode: 1, level: "error", means: "the copy is not what the pin says" },
   unverified: { exitCode: 3, level: "error", means: "nothing could be compared; the reason says why" },
   skipped: {
     exitCode: 0,
@@ -48,6 +62,7 @@ export type Status = keyof typeof STATUSES;
 /** Every reason of `unverified`, with what the reader of the log can do about it. */
 export const REMEDIES = {
   "copy-unreadable": "Check SYNC_COPY_PATH, and that the checkout ran before the gate.",
+  "pin-unreadable": "Check SYNC_PIN_PATH: the file must hold exactly one sha256, a word of 64 hex digits.",
   "token-malformed": "Set the secret AUTO_SYNC_TOKEN again: the token alone, without quotes or line breaks.",
   "token-rejected":
     "The token was revoked or has expired: make a new one and set the secret AUTO_SYNC_TOKEN.",
@@ -69,10 +84,14 @@ export const REMEDIES = {
 /** Why nothing could be compared: a key of {@link REMEDIES}. */
 export type Reason = keyof typeof REMEDIES;
 
+/** Which side of a drift is no longer what the pin names. */
+export type Moved = "canonical" | "copy" | "both";
+
 /** What the gate concludes. `message` is what was found, `remedy` is what to do next (may be empty). */
 export type Verdict = { message: string; remedy: string } & (
-  | { status: "usage" | "token-missing" | "skipped" | "in-sync" }
-  | { status: "drift"; line: number }
+  | { status: "usage" | "token-missing" | "pin-mismatch" | "skipped" | "in-sync" }
+  /** `line` is the first of the copy that differs; `moved` is null when no pin can tell. */
+  | { status: "drift"; line: number; moved: Moved | null }
   /** A null reason: an exception that nobody expected. */
   | { status: "unverified"; reason: Reason | null }
 );
@@ -125,10 +144,15 @@ const MASKED_LENGTH = 8;
  * join to something harmful.
  */
 export function inert(text: string): string {
+  return inertLine(text).replace(/:(?=:)/g, ": ");
+}
+
+/** The same for a line of its own, which keeps the `::` that no runner takes for the start of a command. */
+export function inertLine(text: string): string {
   return text
     .replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, escapeCharacter)
-    .replace(/:(?=:)/g, ": ")
-    .replace(/##(?=\[)/g, "# #");
+    .replace(/##(?=\[)/g, "# #")
+    .replace(/^(\s*):(?=:)/, "$1: ");
 }
 
 const ESCAPES: Readonly<Record<string, string>> = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
@@ -137,10 +161,15 @@ function escapeCharacter(character: string): string {
   return ESCAPES[character] ?? `\\u{${Number(character.codePointAt(0)).toString(16)}}`;
 }
 
-/** Foreign text as it stands inside a message: inert, in double quotes, shortened. */
+/** Foreign text on one line: inert, and no longer than the limit, whatever the escapes made of it. */
+function brief(text: string): string {
+  const shown = inert(text.slice(0, QUOTE_LIMIT));
+  return shown.length > QUOTE_LIMIT || text.length > QUOTE_LIMIT ? `${shown.slice(0, QUOTE_LIMIT)}…` : shown;
+}
+
+/** Foreign text as it stands inside a message: brief, in double quotes. */
 export function quote(text: string): string {
-  const short = text.length > QUOTE_LIMIT ? `${text.slice(0, QUOTE_LIMIT)}…` : text;
-  return `"${inert(short).replaceAll('"', "'")}"`;
+  return `"${brief(text).replaceAll('"', "'")}"`;
 }
 
 /** Escapes the message of a workflow command: https://github.com/actions/toolkit (command.ts), same in act. */
@@ -160,12 +189,17 @@ export function escapeProperty(text: string): string {
 export function masker(secret: string): (text: string) => string {
   if (secret.length < MASKED_LENGTH) return (text) => text;
   const bytes = Buffer.from(secret);
+  const encodings = [
+    bytes.toString("base64"),
+    bytes.toString("base64url"),
+    encodeURIComponent(bytes.toString()),
+  ];
   const forms = new Set([
     secret,
     inert(secret),
     escapeData(secret),
-    bytes.toString("base64"),
-    bytes.toString("base64url"),
+    secret.replaceAll('"', "'"),
+    ...encodings,
   ]);
   return (text) => [...forms].reduce((masked, form) => masked.replaceAll(form, "***"), text);
 }
@@ -230,16 +264,19 @@ export interface Settings {
   /** A local file that stands in for the fetch, or null. */
   readonly canonicalFile: string | null;
   readonly copyPath: string;
+  /** The file that holds the copy's sha256, or null when none is checked. */
+  readonly pinPath: string | null;
   /** The whole run's deadline. */
   readonly timeoutMs: number;
   /** The largest copy or canonical that is read. */
   readonly maxBytes: number;
+  /** Re-sync instead of comparing. */
+  readonly write: boolean;
 }
 
-/** URLs of proxies, and the list of the hosts that need none, as the usual variables have them. */
-interface Proxies {
-  readonly http: string;
-  readonly https: string;
+/** The URL of a proxy, empty for none, and the list of the hosts that need none, as the usual variables have them. */
+interface Proxy {
+  readonly url: string;
   readonly none: string;
 }
 
@@ -248,11 +285,22 @@ const FLAGS = {
   event: { type: "string" },
   canonical: { type: "string" },
   copy: { type: "string" },
+  pin: { type: "string" },
   replay: { type: "string" },
+  explain: { type: "boolean" },
+  write: { type: "boolean" },
   json: { type: "boolean" },
   help: { type: "boolean" },
   version: { type: "boolean" },
 } as const;
+
+/** Two sources of one event; a rehearsal that would change files; two answers on one standard output. */
+const CONTRADICTIONS = [
+  ["replay", "event"],
+  ["replay", "write"],
+  ["explain", "write"],
+  ["explain", "json"],
+] as const;
 
 type Flags = ReturnType<typeof parseArgs<{ options: typeof FLAGS }>>["values"];
 
@@ -265,7 +313,10 @@ Flags (a flag wins over its setting):
   --event FILE        its payload, instead of GITHUB_EVENT_PATH
   --copy FILE         the copy, instead of SYNC_COPY_PATH
   --canonical FILE    a local file stands in for the fetch: no token, no network
+  --pin FILE          the file that holds the copy's sha256, instead of SYNC_PIN_PATH
   --replay FILE       a captured event: the payload itself, or an object with event_name and event
+  --explain           say what the gate decides for the event, with and without a token; exit code 0
+  --write             re-sync: replace the copy by the canonical file, then bump the pin
   --json              one JSON document on standard output, the log on standard error
   --help, --version
 
@@ -276,12 +327,14 @@ Settings (environment; an empty one counts as unset):
   SYNC_CANONICAL_PATH     default: internal/providers/providers.yaml
   SYNC_CANONICAL_REF      default: main
   SYNC_COPY_PATH          default: workspace-server/internal/providers/providers.yaml
+  SYNC_PIN_PATH           default: none, no pin is checked
   SYNC_TIMEOUT_SECONDS    default: 60, the whole run's deadline
   SYNC_MAX_BYTES          default: 10485760
   SYNC_ALLOW_HTTP         1 allows plain http: to another machine (the token travels in clear)
+  SYNC_DEBUG              1 prints the stack of an exception that nobody expected
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY, NODE_EXTRA_CA_CERTS as elsewhere in Node
 
-Exit codes: 0 in sync, or skipped for a fork's pull request; 1 drift or token missing;
+Exit codes: 0 in sync, or skipped for a fork's pull request; 1 drift, token missing or pin wrong;
 2 wrong flag or setting; 3 nothing could be compared.`;
 
 /** Reads the flags. Throws a `usage` {@link Failure}. */
@@ -303,11 +356,9 @@ function readSettings(flags: Flags, env: Env): Settings {
     if (typeof value === "string" && isBlank(value))
       throw usage(`The flag --${flag} is empty.`, "Give it a value.");
   }
-  if (flags.replay !== undefined && flags.event !== undefined) {
-    throw usage(
-      "The flags --replay and --event contradict each other: both name the event.",
-      "Give one of them.",
-    );
+  for (const [one, other] of CONTRADICTIONS) {
+    if (flags[one] === undefined || flags[other] === undefined) continue;
+    throw usage(`The flags --${one} and --${other} contradict each other.`, "Give one of them.");
   }
   const allowHttp = readSwitch(env, "SYNC_ALLOW_HTTP");
   const canonicalFile = flags.canonical ?? null;
@@ -324,10 +375,12 @@ function readSettings(flags: Flags, env: Env): Settings {
     canonicalFile,
     copyPath:
       flags.copy ?? setting(env, "SYNC_COPY_PATH", "workspace-server/internal/providers/providers.yaml"),
+    pinPath: flags.pin ?? (setting(env, "SYNC_PIN_PATH", "") || null),
     timeoutMs:
       1000 *
       readNumber(env, "SYNC_TIMEOUT_SECONDS", { pattern: /^\d+(\.\d+)?$/, fallback: 60, most: 86_400 }),
     maxBytes: readNumber(env, "SYNC_MAX_BYTES", { pattern: /^\d+$/, fallback: 10_485_760, most: 2 ** 30 }),
+    write: flags.write ?? false,
   };
 }
 
@@ -395,26 +448,30 @@ function isLoopback(hostname: string): boolean {
   return hostname === "localhost" || hostname === "[::1]" || /^127(\.\d+){3}$/.test(hostname);
 }
 
-/** The proxies to use, empty where there is none. The lower-case names win, as in undici and curl. */
-function readProxies(env: Env): Proxies {
-  const proxy = (name: string) => {
-    const text = setting(env, name.toLowerCase(), setting(env, name, ""));
-    if (text === "" || (URL.canParse(text) && /^https?:\/\//i.test(text))) return text;
+/** The proxy for the server's scheme. The lower-case names win, as in undici and curl. */
+function readProxy(env: Env, server: string): Proxy {
+  const name = server.startsWith("https:") ? "HTTPS_PROXY" : "HTTP_PROXY";
+  const url = setting(env, name.toLowerCase(), setting(env, name, ""));
+  if (url !== "" && !isProxyUrl(url)) {
     throw usage(
       `Cannot use the setting ${name}: it is not a URL.`,
       "Set the proxy's URL with its scheme, http://host:port.",
     );
-  };
-  return {
-    http: proxy("HTTP_PROXY"),
-    https: proxy("HTTPS_PROXY"),
-    none: setting(env, "no_proxy", setting(env, "NO_PROXY", "")),
-  };
+  }
+  return { url, none: setting(env, "no_proxy", setting(env, "NO_PROXY", "")) };
+}
+
+function isProxyUrl(text: string): boolean {
+  if (!/^https?:\/\//i.test(text) || !URL.canParse(text)) return false;
+  const { username, password } = new URL(text);
+  // undici decodes them, and would throw.
+  return !/%(?![\da-f]{2})/i.test(username + password);
 }
 
 function readRepo(text: string): string {
   if (isRepoName(text)) return text;
-  throw usage(`Cannot use the setting SYNC_CANONICAL_REPO: it is ${quote(text)}.`, "Set it to owner/name.");
+  const found = /[@:]/.test(text) ? "is a URL or holds a credential" : `is ${quote(text)}`;
+  throw usage(`Cannot use the setting SYNC_CANONICAL_REPO: it ${found}.`, "Set it to owner/name.");
 }
 
 function isRepoName(text: string): boolean {
@@ -453,15 +510,31 @@ export interface Side {
   readonly sha256: string;
 }
 
+/** The sha256 that the pin file names, and where in the file it stands. */
+export interface Pin {
+  readonly path: string;
+  /** Lower-case hex, however the file writes it. */
+  readonly sha256: string;
+  readonly bytes: Buffer;
+  /** Index of the first digit in `bytes`. */
+  readonly offset: number;
+}
+
 /** The largest event payload that is read: GitHub's own limit for a webhook's is 25 MB. */
 const EVENT_LIMIT = 26_214_400;
 
+/** What the system's refusals mean. */
 const ERRNO: Readonly<Record<string, string>> = {
   ENOENT: "there is no such file",
   ENOTDIR: "a part of the path is not a directory",
   EACCES: "permission denied",
   ELOOP: "it is a symbolic link",
 };
+
+function errnoText(error: unknown): string {
+  const code = codeOf(error);
+  return ERRNO[code] ?? code;
+}
 
 /**
  * Reads a regular file, never more than `limit` bytes, and never waits for a named pipe. `refuse` makes the
@@ -472,21 +545,41 @@ async function readRegularFile(
   options: { limit: number; followLink: boolean; refuse: (found: string, tooLarge: boolean) => Failure },
 ): Promise<Buffer> {
   const flags = constants.O_RDONLY | constants.O_NONBLOCK | (options.followLink ? 0 : constants.O_NOFOLLOW);
-  const refuseErrno = (error: unknown): never => {
-    const code = codeOf(error);
-    throw options.refuse(ERRNO[code] ?? code, false);
-  };
-  const file = await open(path, flags).catch(refuseErrno);
   try {
-    const stat = await file.stat();
-    if (!stat.isFile())
-      throw options.refuse(stat.isDirectory() ? "it is a directory" : "it is not a regular file", false);
-    if (stat.size > options.limit)
-      throw options.refuse(`it has ${plural(stat.size, "byte")}, more than ${options.limit}`, true);
-    return await file.readFile();
-  } finally {
-    await file.close();
+    const file = await open(path, flags);
+    try {
+      const stat = await file.stat();
+      if (!stat.isFile())
+        throw options.refuse(stat.isDirectory() ? "it is a directory" : "it is not a regular file", false);
+      const tooLarge = (size: string) => options.refuse(`it has ${size}, more than ${options.limit}`, true);
+      if (stat.size > options.limit) throw tooLarge(plural(stat.size, "byte"));
+      // The size may be a lie (/proc), or no longer true.
+      const bytes = await readAtMost(file, { size: stat.size, limit: options.limit });
+      if (bytes.length > options.limit) throw tooLarge("more bytes than it says");
+      return bytes;
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    throw error instanceof Failure ? error : options.refuse(errnoText(error), false);
   }
+}
+
+/** Reads to the end of the file, or one byte past the limit. */
+async function readAtMost(
+  file: FileHandle,
+  { size, limit }: { size: number; limit: number },
+): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  for (let length = 0; length <= limit; ) {
+    const room = Math.min(limit + 1 - length, Math.max(size + 1 - length, 65_536));
+    const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(room), 0, room);
+    if (bytesRead === 0) break;
+    chunks.push(buffer.subarray(0, bytesRead));
+    length += bytesRead;
+  }
+  const [only, ...more] = chunks;
+  return only !== undefined && more.length === 0 ? only : Buffer.concat(chunks);
 }
 
 function sideOf(bytes: Buffer): Side {
@@ -506,6 +599,32 @@ async function readCopy(settings: Settings): Promise<Side> {
         ),
     }),
   );
+}
+
+/** The copy, or null where a re-sync is to create it. */
+async function readOldCopy(settings: Settings): Promise<Side | null> {
+  return settings.write && (await isMissing(settings.copyPath)) ? null : readCopy(settings);
+}
+
+/** A dangling link is there; what cannot be looked at is not known to be missing. */
+function isMissing(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => false,
+    (error: unknown) => codeOf(error) === "ENOENT",
+  );
+}
+
+/** Reads the pin. Neither its path nor the place of the sum in it is prescribed: a Go constant, a sha256sum file. */
+async function readPin(path: string, limit: number): Promise<Pin> {
+  const refuse = (found: string) =>
+    unverified("pin-unreadable", `Cannot read the pin ${quote(path)}: ${found}.`);
+  const bytes = await readRegularFile(path, { limit, followLink: false, refuse });
+  // Latin-1 keeps every byte in its place.
+  const words = [...bytes.toString("latin1").matchAll(/(?<!\w)[\da-f]{64}(?!\w)/gi)];
+  const [word, ...more] = words;
+  if (word === undefined) throw refuse("it holds no word of 64 hex digits");
+  if (more.length > 0) throw refuse(`it holds ${words.length} words of 64 hex digits, and may hold one`);
+  return { path, sha256: word[0].toLowerCase(), bytes, offset: word.index };
 }
 
 /** Reads the local file that stands in for the fetch. */
@@ -673,8 +792,8 @@ function parsePayload(bytes: Buffer): Payload {
 export interface Canonical extends Side {
   /** `owner/name` where it was found: another than the setting's when the repository has moved. */
   readonly repo: string;
-  /** The commit that the ref named, lower-case hex; null for a local file. */
-  readonly commit: string | null;
+  /** The commit that the ref named, lower-case hex. */
+  readonly commit: string;
 }
 
 /** Writes a plain line to the log. */
@@ -692,7 +811,7 @@ interface Deadline {
 interface Fetching {
   readonly settings: Settings & { readonly server: string };
   readonly token: string;
-  readonly proxies: Proxies;
+  readonly proxy: Proxy;
   readonly deadline: Deadline;
   readonly log: Log;
   readonly mask: (text: string) => string;
@@ -731,8 +850,8 @@ type HeaderFields = Readonly<Record<string, string | string[] | undefined>>;
 
 /** A commit's JSON has some 2 KB; the limit is for a server that never stops. */
 const JSON_LIMIT = 1_048_576;
-/** As much of an error's body as is read, and for how long, for the message that the forge put there. */
-const ERROR_BODY = { limit: 4096, ms: 1000 };
+/** As much of an error's body as is read for the message that the forge put there. */
+const ERROR_BODY_LIMIT = 4096;
 const MOST_RETRIES = 3;
 const MOST_MOVES = 2;
 /** A part of the deadline, so that a silent first attempt leaves time for others. */
@@ -815,25 +934,26 @@ async function fetchFile(fetching: Fetching, commit: string): Promise<Buffer> {
     throw unverified("file-not-found", `Cannot find the file ${quote(path)} in ${where}.`);
   }
   requireOk(answer, "the file", fetching);
-  requireFile(answer);
+  requireFile(answer, fetching.mask);
   return answer.bytes;
 }
 
 /** Refuses a 200 that does not carry the file's own bytes. */
-function requireFile(answer: Answer): void {
+function requireFile(answer: Answer, mask: (text: string) => string): void {
   const refuse = (found: string) =>
     unverified("bad-response", `Cannot use the forge's answer for the file: ${found}.`);
   const type = headerOf(answer.headers, "content-type");
-  if (/html|json/i.test(type)) throw refuse(`its type is ${quote(type)}`);
+  if (/html|json/i.test(type)) throw refuse(`its type is ${quote(mask(type))}`);
   const object = headerOf(answer.headers, "x-gitea-object-type");
   if (object !== "" && object !== "file")
-    throw refuse(`the path is of the kind ${quote(object)}, not a file`);
-  const [, blobId = ""] = /^(?:W\/)?"([^"]*)"$/.exec(headerOf(answer.headers, "etag")) ?? [];
+    throw refuse(`the path is of the kind ${quote(mask(object))}, not a file`);
   // Any other ETag (a proxy's own) says nothing about the bytes.
-  if (isObjectId(blobId) && blobIdOf(answer.bytes, blobId.length) !== blobId.toLowerCase()) {
-    throw refuse(
-      `its bytes do not have the blob id ${blobId} that its ETag names, so they were damaged on the way`,
-    );
+  for (const [, blobId = ""] of headerOf(answer.headers, "etag").matchAll(/"([^"]*)"/g)) {
+    if (isObjectId(blobId) && blobIdOf(answer.bytes, blobId.length) !== blobId.toLowerCase()) {
+      throw refuse(
+        `its bytes do not have the blob id ${blobId} that its ETag names, so they were damaged on the way`,
+      );
+    }
   }
   refuseLfsPointer(answer.bytes, "the forge's answer for the file");
 }
@@ -849,18 +969,24 @@ function headerOf(headers: HeaderFields, name: string): string {
   return Array.isArray(value) ? value.join(", ") : (value ?? "");
 }
 
+const REASONS_BY_STATUS: ReadonlyMap<number, Reason> = new Map([
+  [401, "token-rejected"],
+  [403, "token-scope"],
+]);
+
 /** Turns every status but 200 into the {@link Failure} that it means. */
 function requireOk(answer: Answer, what: string, fetching: Fetching): void {
   if (answer.status === 200) {
-    const encoding = headerOf(answer.headers, "content-encoding");
-    if (encoding === "" || encoding.toLowerCase() === "identity") return;
+    const encoding =
+      headerOf(answer.headers, "content-encoding") || headerOf(answer.headers, "transfer-encoding");
+    if (/^(identity|chunked)?$/i.test(encoding)) return;
     throw unverified(
       "bad-response",
-      `Cannot use the forge's answer for ${what}: it is encoded (${quote(encoding)}).`,
+      `Cannot use the forge's answer for ${what}: it is encoded (${quote(fetching.mask(encoding))}).`,
     );
   }
   const reason =
-    answer.status === 401 ? "token-rejected" : answer.status === 403 ? "token-scope" : "bad-response";
+    REASONS_BY_STATUS.get(answer.status) ?? (answer.status >= 500 ? "server-error" : "bad-response");
   throw unverified(reason, `Cannot get ${what}: ${statusText(answer, fetching)}.`);
 }
 
@@ -903,7 +1029,7 @@ function followMove(fetching: Fetching, ask: Ask, location: string): void {
   if (repo === fetching.repo || fetching.moves === MOST_MOVES)
     throw refuse(`it leads on and on, now to ${place}`);
   fetching.log(
-    `moved      the repository ${quote(fetching.repo)} is now ${quote(repo)}: set SYNC_CANONICAL_REPO to that`,
+    `moved      the repository ${quote(fetching.repo)} is now ${quote(fetching.mask(repo))}: set SYNC_CANONICAL_REPO to that`,
   );
   fetching.repo = repo;
   fetching.moves += 1;
@@ -917,17 +1043,13 @@ function urlOf(fetching: Fetching, ask: Ask): URL {
 async function persist(fetching: Fetching, ask: Ask): Promise<Answer> {
   const { deadline } = fetching;
   const { default: pRetry } = await import("p-retry");
-  try {
-    return await pRetry(() => attempt(fetching, ask), {
-      retries: MOST_RETRIES,
-      minTimeout: deadline.ms * BACKOFF_PER_DEADLINE,
-      randomize: true,
-      signal: deadline.signal,
-      shouldRetry: ({ error, retriesConsumed }) => awaitRetry(fetching, error, retriesConsumed + 1),
-    });
-  } catch (error) {
-    throw deadline.signal.aborted ? deadline.signal.reason : error;
-  }
+  return pRetry(() => attempt(fetching, ask), {
+    retries: MOST_RETRIES,
+    minTimeout: deadline.ms * BACKOFF_PER_DEADLINE,
+    randomize: true,
+    signal: deadline.signal,
+    shouldRetry: ({ error, retriesConsumed }) => awaitRetry(fetching, error, retriesConsumed + 1),
+  });
 }
 
 /** Logs the retry and waits as long as the forge asked for; the back-off comes on top. */
@@ -941,14 +1063,14 @@ async function awaitRetry(fetching: Fetching, error: unknown, count: number): Pr
   const pause =
     error.retryAfterMs === 0 ? "" : ` in ${Math.ceil(error.retryAfterMs / 1000)} s, as the forge asked`;
   fetching.log(`retry      ${count} of ${MOST_RETRIES}${pause}: ${error.message}`);
-  await sleep(error.retryAfterMs, undefined, { signal: fetching.deadline.signal });
+  await sleep(error.retryAfterMs);
   return true;
 }
 
 /** One attempt: connect, ask, read the whole body. Throws a {@link Failure}, or what nobody expected. */
 async function attempt(fetching: Fetching, ask: Ask): Promise<Answer> {
   const { request } = await import("undici");
-  fetching.connection ??= await connect(fetching.proxies);
+  fetching.connection ??= await connect(fetching.proxy);
   const { dispatcher, end } = fetching.connection;
   const watch = watchSilence(fetching, ask);
   // undici lets go of a request that waits for its connection only when the connection ends.
@@ -993,14 +1115,14 @@ function headersFor(fetching: Fetching): Record<string, string> {
  * undici's own time-outs are off: they are a second coarse, know no total, and leave a socket that is still
  * connecting. The signal reaches into the connecting socket, TLS and the tunnel through a proxy included.
  */
-async function connect(proxies: Proxies): Promise<Connection> {
+async function connect(proxy: Proxy): Promise<Connection> {
   const { EnvHttpProxyAgent } = await import("undici");
   const end = new AbortController();
   const socket = { signal: end.signal, timeout: 0 };
   const dispatcher = new EnvHttpProxyAgent({
-    httpProxy: proxies.http,
-    httpsProxy: proxies.https,
-    noProxy: proxies.none,
+    httpProxy: proxy.url,
+    httpsProxy: proxy.url,
+    noProxy: proxy.none,
     connections: 1,
     headersTimeout: 0,
     bodyTimeout: 0,
@@ -1058,58 +1180,59 @@ async function readBody(
 }
 
 /** The first bytes of an error's body. The status has said it all, so a body that breaks off loses nothing else. */
-async function readErrorBody(body: AsyncIterable<Buffer> & { destroy: () => unknown }): Promise<Buffer> {
-  const timer = setTimeout(() => body.destroy(), ERROR_BODY.ms);
+async function readErrorBody(body: AsyncIterable<Buffer>): Promise<Buffer> {
   const chunks: Buffer[] = [];
   try {
     for await (const chunk of body) {
       chunks.push(chunk);
-      if (Buffer.concat(chunks).length > ERROR_BODY.limit) break;
+      if (Buffer.concat(chunks).length > ERROR_BODY_LIMIT) break;
     }
   } catch {
     // Only the forge's own words are lost.
-  } finally {
-    clearTimeout(timer);
   }
-  return Buffer.concat(chunks).subarray(0, ERROR_BODY.limit);
+  return Buffer.concat(chunks).subarray(0, ERROR_BODY_LIMIT);
 }
 
 /** `Retry-After` in milliseconds: seconds or a date (RFC 9110, 10.2.3); 0 when there is none that can be read. */
 function retryAfter(headers: HeaderFields): number {
   const text = headerOf(headers, "retry-after").trim();
-  if (/^\d+$/.test(text)) return Number(text) * 1000;
+  if (/^\d+$/.test(text)) return Math.min(Number(text), 1e9) * 1000;
   const date = / GMT$/.test(text) ? Date.parse(text) : Number.NaN;
   return Number.isNaN(date) ? 0 : Math.max(0, date - Date.now());
 }
 
-/** Certificates and handshakes do not mend themselves between two attempts. */
-const TLS_CODE =
-  /^(CERT_|ERR_TLS_|ERR_SSL_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|HOSTNAME_|INVALID_CA|UND_ERR_PRX_TLS)/;
 /** Not HTTP, or more header than HTTP has. */
 const PROTOCOL_CODE = /^(HPE_|HTTPParserError$|UND_ERR_HEADERS_OVERFLOW$)/;
-/** The system's own (ECONNREFUSED, ENOTFOUND) and undici's. */
-const NETWORK_CODE = /^(E[A-Z]|UND_ERR_(SOCKET|ABORTED|RES_CONTENT_LENGTH_MISMATCH)$)/;
+/** What may pass: the system's own codes (ECONNREFUSED, EAI_AGAIN), and undici's for a lost connection or a proxy. */
+const PASSING_CODE = /^(E(?!RR_)[A-Z_]+|UND_ERR_(SOCKET|ABORTED))$/;
+/** The body ended before the length that was declared, or went on behind it. */
+const LENGTH_CODE = "UND_ERR_RES_CONTENT_LENGTH_MISMATCH";
 
 /**
- * Tells a broken connection from a broken answer. Once headers have come it is the answer that is broken: undici
- * reports a reset like a missing end. What is neither stays as it is.
+ * Tells a broken connection from a broken answer by the error's code. Once headers have come it is the answer
+ * that is broken: undici reports a reset like a missing end.
  */
 function explainBreak(
   error: unknown,
   at: { what: string; answered: boolean; mask: (text: string) => string },
-): unknown {
+): Failure {
   const code = codeOf(error);
+  if (error instanceof Failure) return error;
   const found = `Cannot get ${at.what}: ${code}, ${quote(at.mask(textOf(error)))}.`;
   if (PROTOCOL_CODE.test(code)) return unverified("bad-response", found);
-  if (TLS_CODE.test(code)) return unverified("unreachable", found);
-  if (!NETWORK_CODE.test(code)) return error;
-  const broken = `Cannot get ${at.what}: the body broke off (${code}).`;
-  return at.answered ? unverified("bad-response", broken, 0) : unverified("unreachable", found, 0);
+  if (at.answered || code === LENGTH_CODE) {
+    return unverified("bad-response", `Cannot get ${at.what}: the body broke off (${code}).`, 0);
+  }
+  // A certificate or a handshake does not mend itself between two attempts.
+  return unverified("unreachable", found, PASSING_CODE.test(code) ? 0 : null);
 }
 
 // ───────────────────────────── comparison ─────────────────────────────
 
-/** All that the verdict rests on. A {@link Failure} stands where a side should be and could not be had; null, where it was not due. */
+/**
+ * All that the verdict rests on. A {@link Failure} stands where something could not be had; null, where it was
+ * not due.
+ */
 export interface Evidence {
   readonly context: Context;
   readonly token: Token["kind"];
@@ -1117,24 +1240,33 @@ export interface Evidence {
   readonly tokenCounts: boolean;
   readonly copy: Side | Failure | null;
   readonly canonical: Side | Failure | null;
+  readonly pin: Pin | Failure | null;
   /** How the messages name the two sides. */
   readonly names: { readonly copy: string; readonly canonical: string };
 }
 
 /** Everything that holds, the verdict first: never empty, in the order of {@link STATUSES}. Pure. */
 export function judge(evidence: Evidence): [Verdict, ...Verdict[]] {
-  const found = [...judgeToken(evidence), ...judgeSides(evidence)];
+  const { copy, canonical, pin } = evidence;
+  const failures = [copy, canonical, pin].filter((part) => part instanceof Failure);
+  const found = [
+    ...failures.map((failure) => failure.verdict),
+    ...judgeToken(evidence),
+    ...judgeSides(evidence),
+    ...judgePin(evidence),
+  ];
   const order = Object.keys(STATUSES);
   const [first, ...others] = found.sort((a, b) => order.indexOf(a.status) - order.indexOf(b.status));
-  // Reached by no evidence that gather() can bring; it stands here so that nothing found is never green.
   return [first ?? nothingCompared(), ...others];
 }
 
+/** The last line of defence: evidence without any finding is not green. */
 function nothingCompared(): Verdict {
   return { status: "unverified", reason: null, message: "Nothing was compared.", remedy: "" };
 }
 
 const PROVISION = "Provision AUTO_SYNC_TOKEN (read scope on molecule-controlplane)";
+const RESYNC = "re-sync: npx tsx sync-providers.ts --write, then go generate ./... and commit";
 
 function judgeToken({ context, token, tokenCounts }: Evidence): Verdict[] {
   if (!tokenCounts || token === "present") return [];
@@ -1147,7 +1279,7 @@ function judgeToken({ context, token, tokenCounts }: Evidence): Verdict[] {
     return [
       {
         status: "token-missing",
-        message: `The secret AUTO_SYNC_TOKEN is missing in a trusted context (${event}), so nothing was compared.`,
+        message: `The secret AUTO_SYNC_TOKEN is missing in a trusted context (${event}), so nothing was compared with the canonical.`,
         remedy: `${PROVISION}: as a secret of this repository or its organisation, handed to this step's env.`,
       },
     ];
@@ -1161,36 +1293,461 @@ function judgeToken({ context, token, tokenCounts }: Evidence): Verdict[] {
   ];
 }
 
-function judgeSides({ copy, canonical, names }: Evidence): Verdict[] {
-  const failures = [copy, canonical]
-    .filter((side) => side instanceof Failure)
-    .map((failure) => failure.verdict);
-  if (copy === null || canonical === null || copy instanceof Failure || canonical instanceof Failure)
-    return failures;
+function judgeSides({ copy, canonical, pin, names }: Evidence): Verdict[] {
+  if (!isSide(copy) || !isSide(canonical)) return [];
+  const pinned = pin === null || pin instanceof Failure ? null : pin.sha256;
   if (copy.bytes.equals(canonical.bytes)) {
-    return [{ status: "in-sync", message: "The copy is the canonical file, byte for byte.", remedy: "" }];
+    const agrees = pinned === copy.sha256 ? ", and the pin names it" : "";
+    return [
+      { status: "in-sync", message: `The copy is the canonical file, byte for byte${agrees}.`, remedy: "" },
+    ];
   }
   const line = firstDifferingLine(copy.bytes, canonical.bytes);
-  const sums = `copy ${copy.sha256.slice(0, 12)}, canonical ${canonical.sha256.slice(0, 12)}`;
+  const moved = whichMoved(pinned, copy.sha256, canonical.sha256);
+  const sums = `sha256: copy ${short(copy)}, canonical ${short(canonical)}`;
+  const differ = `The copy ${names.copy} differs from the canonical ${names.canonical}, first in line ${line} (${sums}).`;
+  return [{ status: "drift", line, moved, ...tellMoved(moved, differ) }];
+}
+
+function isSide(side: Side | Failure | null): side is Side {
+  return side !== null && !(side instanceof Failure);
+}
+
+function short(side: { sha256: string }): string {
+  return side.sha256.slice(0, 12);
+}
+
+function whichMoved(pinned: string | null, copy: string, canonical: string): Moved | null {
+  if (pinned === null) return null;
+  if (pinned === copy) return "canonical";
+  return pinned === canonical ? "copy" : "both";
+}
+
+/** What happened, which side moved, what to do next: one sentence each for every row of the diagnosis. */
+function tellMoved(moved: Moved | null, differ: string): { message: string; remedy: string } {
+  switch (moved) {
+    case "canonical":
+      return {
+        message: `${differ} The canonical moved: the pin still names the copy.`,
+        remedy: `Take the new canonical over, ${RESYNC}.`,
+      };
+    case "copy":
+      return {
+        message: `${differ} The copy was edited by hand: the pin still names the canonical.`,
+        remedy: `Revert the edit; a change belongs into the canonical first, then ${RESYNC}.`,
+      };
+    case "both":
+      return {
+        message: `${differ} Both moved: the pin names neither.`,
+        remedy: `Bring what was edited by hand into the canonical first, then ${RESYNC}.`,
+      };
+    case null:
+      return {
+        message: `${differ} Without a pin nobody can tell which side moved.`,
+        remedy: `If the copy was edited by hand, revert that; if the canonical moved, ${RESYNC}.`,
+      };
+  }
+}
+
+function judgePin({ copy, canonical, pin, names }: Evidence): Verdict[] {
+  if (!isSide(copy) || pin === null || pin instanceof Failure || pin.sha256 === copy.sha256) return [];
+  const differ = `The pin ${quote(pin.path)} names the sha256 ${short(pin)}, the copy ${names.copy} has ${short(copy)}`;
+  if (isSide(canonical) && canonical.sha256 === copy.sha256) {
+    return [
+      {
+        status: "pin-mismatch",
+        message: `${differ}, which is the canonical's: the copy was re-synced and the pin was not bumped.`,
+        remedy: "Bump the pin: npx tsx sync-providers.ts --write, and commit.",
+      },
+    ];
+  }
   return [
     {
-      status: "drift",
-      line,
-      message: `The copy ${names.copy} differs from the canonical ${names.canonical}, first in line ${line} (sha256: ${sums}).`,
-      remedy:
-        "To re-sync, replace the copy with the canonical file of that commit and commit it; edit the canonical only.",
+      status: "pin-mismatch",
+      message: `${differ}: the copy was edited by hand, or re-synced without bumping the pin.`,
+      remedy: `Revert the edit, or ${RESYNC}.`,
     },
   ];
 }
 
-/** The number of the first line of the copy that is not the canonical's, from 1; one past the end if the copy just stops. */
+/**
+ * The number of the first line of the copy that is not the canonical's, from 1; one past the end if the copy
+ * just stops.
+ */
 export function firstDifferingLine(copy: Buffer, canonical: Buffer): number {
-  const end = Math.min(copy.length, canonical.length);
-  let line = 1;
-  for (let index = 0; index < end && copy[index] === canonical[index]; index += 1) {
-    if (copy[index] === 0x0a) line += 1;
+  return 1 + countLines(copy.subarray(0, commonPrefix(copy, canonical)));
+}
+
+function commonPrefix(a: Buffer, b: Buffer): number {
+  const end = Math.min(a.length, b.length);
+  let length = 0;
+  while (length < end && a[length] === b[length]) length += 1;
+  return length;
+}
+
+function commonSuffix(a: Buffer, b: Buffer): number {
+  const end = Math.min(a.length, b.length);
+  let length = 0;
+  while (length < end && a[a.length - 1 - length] === b[b.length - 1 - length]) length += 1;
+  return length;
+}
+
+const NEWLINE = 0x0a;
+
+function countLines(bytes: Buffer): number {
+  let count = 0;
+  for (let at = bytes.indexOf(NEWLINE); at !== -1; at = bytes.indexOf(NEWLINE, at + 1)) count += 1;
+  return count;
+}
+
+// ──────────────────────── what differs, in words ────────────────────────
+
+/** A unified diff, shortened: its lines are foreign text. Or a sentence where a diff would say nothing. */
+export type Difference =
+  | { readonly lines: string[]; readonly leftOut: number }
+  | { readonly sentence: string };
+
+/** What is printed of a diff. */
+const DIFF_LIMIT = { lines: 200, bytes: 65_536, lineLength: 1000 };
+/** What a diff is searched for in, and how far: the cost grows with the square of the edits. */
+const SEARCH_LIMIT = { lines: 20_000, bytes: 2_097_152, edits: 1000 };
+const CONTEXT_LINES = 3;
+
+/** Says how to come from the canonical to the copy. Its work is bounded, however large or unlike the two are. */
+export async function explainDifference(
+  canonical: Buffer,
+  copy: Buffer,
+  print: { header: readonly string[]; mask: (text: string) => string },
+): Promise<Difference> {
+  const old = decodeText(canonical);
+  const now = decodeText(copy);
+  if (old === null || now === null) {
+    const which =
+      old !== null ? "The copy is not" : now !== null ? "The canonical is not" : "Neither side is";
+    return { sentence: `${which} UTF-8 text, so there is no diff to show.` };
   }
-  return line;
+  return describeFormat(old, now) ?? limitDiff(await diffLines(canonical, copy), print);
+}
+
+/** Null for what is not text: invalid UTF-8, or a NUL in it. */
+function decodeText(bytes: Buffer): string | null {
+  if (bytes.includes(0)) return null;
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    return null;
+  }
+}
+
+/** A sentence when the two differ in nothing but line endings, byte-order mark or final newline; else null. */
+function describeFormat(canonical: string, copy: string): Difference | null {
+  const bare = (text: string) => text.replace(/^\ufeff/, "").replace(/\r?\n$/, "");
+  const plain = (text: string) => bare(text).replaceAll("\r\n", "\n");
+  if (plain(canonical) !== plain(copy)) return null;
+  const counts = [canonical, copy].map((text) => text.match(/\r\n/g)?.length ?? 0);
+  const endings = `line endings (CRLF: ${counts[0]} in the canonical, ${counts[1]} in the copy; check .gitattributes)`;
+  const parts = [
+    bare(canonical) === bare(copy) ? "" : endings,
+    nameChange("a byte-order mark", canonical.startsWith("\ufeff"), copy.startsWith("\ufeff")),
+    nameChange("a final newline", canonical.endsWith("\n"), copy.endsWith("\n")),
+  ];
+  const named = parts.filter((part) => part !== "");
+  // What is left then is the last line's own ending.
+  return { sentence: `The two differ in nothing but ${named.length === 0 ? endings : named.join(" and ")}.` };
+}
+
+function nameChange(what: string, was: boolean, is: boolean): string {
+  return was === is
+    ? ""
+    : `${what}, which the ${is ? "copy" : "canonical"} has and the ${is ? "canonical" : "copy"} has not`;
+}
+
+/** The hunks of a unified diff; `rest` counts the lines that were not even made. */
+interface Hunks {
+  readonly lines: string[];
+  readonly rest: number;
+}
+
+/** Looks for the diff only between what is common at both ends; gives up on a smallest one where that is dear. */
+async function diffLines(canonical: Buffer, copy: Buffer): Promise<Hunks> {
+  const { start, ends } = windowOf(canonical, copy);
+  const old = canonical.subarray(start, ends.canonical);
+  const now = copy.subarray(start, ends.copy);
+  const firstLine = 1 + countLines(canonical.subarray(0, start));
+  const isSmall = [old, now].every(
+    (part) => part.length <= SEARCH_LIMIT.bytes && countLines(part) <= SEARCH_LIMIT.lines,
+  );
+  if (isSmall) {
+    const { structuredPatch } = await import("diff");
+    const options = { context: CONTEXT_LINES, maxEditLength: SEARCH_LIMIT.edits };
+    const patch = structuredPatch("", "", old.toString(), now.toString(), "", "", options);
+    if (patch !== undefined)
+      return { lines: patch.hunks.flatMap((hunk) => formatHunk(hunk, firstLine - 1)), rest: 0 };
+  }
+  return replaceAll(old, now, firstLine);
+}
+
+function formatHunk(
+  hunk: { oldStart: number; oldLines: number; newStart: number; newLines: number; lines: string[] },
+  offset: number,
+): string[] {
+  const range = (start: number, count: number) => `${start + offset - (count === 0 ? 1 : 0)},${count}`;
+  return [
+    `@@ -${range(hunk.oldStart, hunk.oldLines)} +${range(hunk.newStart, hunk.newLines)} @@`,
+    ...hunk.lines,
+  ];
+}
+
+/** A true diff, if not the smallest: every line of the window goes, every line of the other comes. */
+function replaceAll(old: Buffer, now: Buffer, firstLine: number): Hunks {
+  const head = (part: Buffer, sign: string) =>
+    splitLines(part, DIFF_LIMIT.lines).map((line) => `${sign}${line}`);
+  const [oldCount, newCount] = [linesIn(old), linesIn(now)];
+  const lines = [
+    `@@ -${firstLine},${oldCount} +${firstLine},${newCount} @@`,
+    ...head(old, "-"),
+    ...(oldCount < DIFF_LIMIT.lines ? head(now, "+") : []),
+  ];
+  return { lines, rest: 1 + oldCount + newCount - lines.length };
+}
+
+/** Lines, a last one without its newline included. */
+function linesIn(bytes: Buffer): number {
+  return countLines(bytes) + (bytes.length > 0 && bytes.at(-1) !== NEWLINE ? 1 : 0);
+}
+
+/** The first lines, each cut to what is shown of it. */
+function splitLines(bytes: Buffer, most: number): string[] {
+  const lines: string[] = [];
+  for (let start = 0; start < bytes.length && lines.length < most; ) {
+    const newline = bytes.indexOf(NEWLINE, start);
+    const end = newline === -1 ? bytes.length : newline;
+    lines.push(bytes.subarray(start, Math.min(end, start + 4 * DIFF_LIMIT.lineLength)).toString());
+    start = end + 1;
+  }
+  return lines;
+}
+
+/** The part that differs, in whole lines, with the context around it. What is before and after is common. */
+function windowOf(
+  canonical: Buffer,
+  copy: Buffer,
+): { start: number; ends: { canonical: number; copy: number } } {
+  const prefix = commonPrefix(canonical, copy);
+  const suffix = commonSuffix(canonical.subarray(prefix), copy.subarray(prefix));
+  let start = lineStart(canonical, prefix);
+  let end = lineEnd(canonical, canonical.length - suffix);
+  for (let line = 0; line < CONTEXT_LINES; line += 1) {
+    start = lineStart(canonical, start - 1);
+    end = lineEnd(canonical, end);
+  }
+  return { start, ends: { canonical: end, copy: copy.length - (canonical.length - end) } };
+}
+
+/** Where the line begins that holds the index. */
+function lineStart(bytes: Buffer, index: number): number {
+  return index <= 0 ? 0 : bytes.lastIndexOf(NEWLINE, index - 1) + 1;
+}
+
+/** Behind the newline of the line that holds the index. */
+function lineEnd(bytes: Buffer, index: number): number {
+  const newline = bytes.indexOf(NEWLINE, index);
+  return newline === -1 ? bytes.length : newline + 1;
+}
+
+/** Makes the first lines fit to print, up to the limits, and counts the rest. */
+function limitDiff(
+  { lines, rest }: Hunks,
+  print: { header: readonly string[]; mask: (text: string) => string },
+): Difference {
+  const shown = [...print.header];
+  let bytes = Buffer.byteLength(shown.join());
+  for (const line of lines) {
+    const safe = inertLine(print.mask(line.slice(0, 4 * DIFF_LIMIT.lineLength)));
+    const isLong = safe.length > DIFF_LIMIT.lineLength || line.length > DIFF_LIMIT.lineLength;
+    const cut = isLong ? `${safe.slice(0, DIFF_LIMIT.lineLength)}…` : safe;
+    bytes += Buffer.byteLength(cut) + 1;
+    if (shown.length === DIFF_LIMIT.lines || bytes > DIFF_LIMIT.bytes) break;
+    shown.push(cut);
+  }
+  return { lines: shown, leftOut: lines.length + print.header.length - shown.length + rest };
+}
+
+/** The names of a section's entries that differ, each list sorted. */
+export interface SectionSummary {
+  readonly missing: string[];
+  readonly extra: string[];
+  /** Keys of the entry that differ, by its name; none where an entry is not a mapping. */
+  readonly changed: Record<string, string[]>;
+}
+
+/** What differs by name. `missing` and `extra` are the copy's. */
+export interface Summary {
+  readonly providers: SectionSummary;
+  readonly runtimes: SectionSummary;
+}
+
+/** The summary, with the other keys of the file that differ; or why there is none. */
+export type Summarised =
+  | { readonly summary: Summary; readonly others: string[] }
+  | { readonly leftOut: string };
+
+/** Parsing costs a second or so for each of these. */
+const SUMMARY_LIMIT = 524_288;
+
+type Entries = ReadonlyMap<string, unknown>;
+
+/** Summarises two YAML files by name. Advisory: whatever is wrong with them only costs the summary. */
+export async function summarise(canonical: Buffer, copy: Buffer): Promise<Summarised> {
+  try {
+    const [old, now] = [await parseFile(canonical, "canonical"), await parseFile(copy, "copy")];
+    const providers = compareEntries(listed(old, "canonical"), listed(now, "copy"));
+    const runtimes = compareEntries(mapped(old, "canonical"), mapped(now, "copy"));
+    const { missing, extra, changed } = compareEntries(old, now);
+    const others = [...missing, ...extra, ...Object.keys(changed)].filter(
+      (key) => key !== "providers" && key !== "runtimes",
+    );
+    return { summary: { providers, runtimes }, others: others.sort() };
+  } catch (error) {
+    return { leftOut: quote(textOf(error)) };
+  }
+}
+
+async function parseFile(bytes: Buffer, name: string): Promise<Entries> {
+  if (bytes.length > SUMMARY_LIMIT) throw new Error(`the ${name} has more than ${SUMMARY_LIMIT} bytes`);
+  const { isScalar, parseDocument, visit } = await import("yaml");
+  const options = { intAsBigInt: true, uniqueKeys: false, prettyErrors: false, logLevel: "error" } as const;
+  const document = parseDocument(bytes.toString(), options);
+  for (const error of document.errors) throw new Error(`the ${name} is not YAML: ${error.message}`);
+  // The library's own check compares every key with every other: a minute for 256 KiB of them.
+  visit(document, {
+    Map(_, map) {
+      const seen = new Set<unknown>();
+      for (const { key } of map.items) {
+        if (!isScalar(key)) throw new Error(`the ${name} has a key that is not a plain value`);
+        if (seen.has(key.value))
+          throw new Error(`the ${name} has the key "${key.value}" twice in one mapping`);
+        seen.add(key.value);
+      }
+    },
+  });
+  const value: unknown = document.toJS({ mapAsMap: true, maxAliasCount: 100 });
+  if (value instanceof Map) return stringKeyed(value);
+  throw new Error(`the ${name} is not a mapping`);
+}
+
+function stringKeyed(map: ReadonlyMap<unknown, unknown>): Entries {
+  return new Map([...map].map(([key, value]) => [String(key), value]));
+}
+
+/** The entries of the list `providers`, by their names. */
+function listed(file: Entries, name: string): Entries {
+  const list = file.get("providers") ?? [];
+  if (!Array.isArray(list)) throw new Error(`providers of the ${name} is not a list`);
+  const entries = new Map<string, unknown>();
+  for (const entry of list) {
+    const key: unknown = entry instanceof Map ? entry.get("name") : undefined;
+    if (typeof key !== "string" || key === "") throw new Error(`a provider of the ${name} has no name`);
+    if (entries.has(key)) throw new Error(`the ${name} has two providers of one name`);
+    entries.set(key, entry);
+  }
+  return entries;
+}
+
+/** The entries of the mapping `runtimes`. */
+function mapped(file: Entries, name: string): Entries {
+  const map = file.get("runtimes") ?? new Map();
+  if (map instanceof Map) return stringKeyed(map);
+  throw new Error(`runtimes of the ${name} is not a mapping`);
+}
+
+function compareEntries(canonical: Entries, copy: Entries): SectionSummary {
+  const both = [...canonical.keys()].filter((name) => copy.has(name)).sort();
+  const changed = both
+    .filter((name) => !isDeepStrictEqual(canonical.get(name), copy.get(name)))
+    .map((name) => [name, differingKeys(canonical.get(name), copy.get(name))] as const);
+  return {
+    missing: [...canonical.keys()].filter((name) => !copy.has(name)).sort(),
+    extra: [...copy.keys()].filter((name) => !canonical.has(name)).sort(),
+    changed: Object.fromEntries(changed),
+  };
+}
+
+function differingKeys(canonical: unknown, copy: unknown): string[] {
+  if (!(canonical instanceof Map && copy instanceof Map)) return [];
+  const keys = new Set([...canonical.keys(), ...copy.keys()]);
+  return [...keys]
+    .filter((key) => !isDeepStrictEqual(canonical.get(key), copy.get(key)))
+    .map(String)
+    .sort();
+}
+
+// ─────────────────────────────── re-sync ───────────────────────────────
+
+/**
+ * Replaces a file at once or not at all: a temporary file beside it, flushed, then renamed over it. A symbolic
+ * link in its place would be replaced, never followed. Throws what the system says.
+ */
+function replaceFile(path: string, bytes: Buffer): void {
+  const folder = dirname(path);
+  mkdirSync(folder, { recursive: true });
+  const temporary = join(folder, `.${basename(path)}.${randomUUID()}.tmp`);
+  const mode = lstatSync(path, { throwIfNoEntry: false })?.mode;
+  try {
+    const file = openSync(temporary, "wx");
+    try {
+      if (mode !== undefined) fchmodSync(file, mode & 0o7777);
+      writeFileSync(file, bytes);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(temporary, path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+}
+
+/**
+ * Writes the canonical bytes over the copy, then its sum into the pin: in this order, so that an interruption
+ * leaves a pin that the gate reports. Touches nothing that is as it should be, and nothing at all unless all the
+ * evidence is there. Returns the paths that were written, or null where evidence is missing.
+ */
+function resync(settings: Settings, { copy, canonical, pin }: Evidence): string[] | null {
+  if (!isSide(canonical) || copy instanceof Failure || pin instanceof Failure) return null;
+  const written: string[] = [];
+  const write = (reason: "copy-unreadable" | "pin-unreadable", path: string, bytes: Buffer) => {
+    try {
+      replaceFile(path, bytes);
+    } catch (error) {
+      const before = written.length === 0 ? "Nothing was changed" : `${written.join()} was written before`;
+      throw unverified(reason, `Cannot write ${quote(path)}: ${errnoText(error)}. ${before}.`);
+    }
+    written.push(quote(path));
+  };
+  if (copy === null || !copy.bytes.equals(canonical.bytes))
+    write("copy-unreadable", settings.copyPath, canonical.bytes);
+  if (pin !== null && pin.sha256 !== canonical.sha256)
+    write("pin-unreadable", pin.path, bump(pin, canonical.sha256));
+  return written;
+}
+
+function tellWritten(written: readonly string[]): Verdict {
+  if (written.length === 0) {
+    const message = "The copy is the canonical file, byte for byte, so nothing was written.";
+    return { status: "in-sync", message, remedy: "" };
+  }
+  return {
+    status: "in-sync",
+    message: `The copy is the canonical file again: wrote ${written.join(" and ")}.`,
+    remedy: "Next: regenerate what is built from the copy (go generate ./...), then commit it all together.",
+  };
+}
+
+function bump(pin: Pin, sha256: string): Buffer {
+  const end = pin.offset + sha256.length;
+  return Buffer.concat([pin.bytes.subarray(0, pin.offset), Buffer.from(sha256), pin.bytes.subarray(end)]);
 }
 
 // ─────────────────────────────── report ───────────────────────────────
@@ -1205,86 +1762,285 @@ interface Run {
   readonly write: Writer;
   readonly mask: (text: string) => string;
   readonly tally: { attempts: number };
+  /** The runner's files for outputs and step summary; empty when it has none. */
+  readonly files: { readonly output: string; readonly summary: string };
   settings: Settings | null;
   context: Context | null;
   copy: Side | null;
   canonical: Side | Canonical | null;
+  /** How the messages name the canonical. */
+  canonicalName: string;
+  pin: Pin | null;
+  difference: Difference | null;
+  summarised: Summarised | null;
 }
 
 function logTo(run: Run): Log {
   return (line) => run.write(run.mask(line), run.json ? "stderr" : "stdout");
 }
 
+function label(name: string, text: string): string {
+  return `${name.padEnd(10)} ${text}`;
+}
+
 function describeContext(context: Context): string {
   const event = context.event === "" ? "none" : quote(context.event);
   const trust = context.trusted ? "trusted" : "untrusted";
-  return `context    event ${event}: branch ${context.branch} of the case table, ${trust}: ${context.why}`;
+  return label(
+    "context",
+    `event ${event}: branch ${context.branch} of the case table, ${trust}: ${context.why}`,
+  );
 }
 
-function describeSide(label: string, name: string, side: Side): string {
-  return `${label.padEnd(10)} ${name}: ${plural(side.bytes.length, "byte")}, sha256 ${side.sha256.slice(0, 12)}`;
+function describeSide(name: string, path: string, side: Side): string {
+  return label(name, `${path}: ${plural(side.bytes.length, "byte")}, sha256 ${short(side)}`);
 }
 
 /** `"path" of "owner/name" at "ref" (commit 0123456789)`, or the local file's path. */
 function nameCanonical(settings: Settings, side: Side | Canonical | Failure | null): string {
   if (settings.canonicalFile !== null) return quote(settings.canonicalFile);
   const found = side !== null && "commit" in side ? side : null;
-  const commit = found?.commit ? ` (commit ${found.commit.slice(0, 10)})` : "";
+  const commit = found === null ? "" : ` (commit ${found.commit.slice(0, 10)})`;
   return `${quote(settings.path)} of ${quote(found?.repo ?? settings.repo)} at ${quote(settings.ref)}${commit}`;
 }
 
-/** Prints the verdict, and what else was found, to people and to whoever reads the JSON. */
-function report(run: Run, found: readonly [Verdict, ...Verdict[]]): number {
-  const [verdict] = found;
-  logTo(run)(annotate(verdict, run.settings?.copyPath ?? ""));
+/** What the gate decides for an event, with and without a token, in words: no commands, no verdict. */
+function explain(context: Context, tokenCounts: boolean): string[] {
+  const compares = "compares: in-sync 0, drift 1, or unverified 3 when nothing can be compared";
+  const pin = "a pin that does not agree is red all the same";
+  const misses = context.trusted
+    ? "token-missing, exit code 1: an error, nothing is fetched"
+    : `skipped, exit code 0: a warning, nothing is fetched; ${pin}`;
+  return [
+    describeContext(context),
+    label("with", `AUTO_SYNC_TOKEN: ${compares}`),
+    label("without", `AUTO_SYNC_TOKEN: ${tokenCounts ? misses : `${compares}, as a local file stands in`}`),
+  ];
+}
+
+/** Prints what was found, the verdict first, to people, to the runner's files and to whoever reads the JSON. */
+function report(run: Run, [verdict, ...others]: [Verdict, ...Verdict[]]): number {
+  const log = logTo(run);
   const { exitCode } = STATUSES[verdict.status];
+  log(annotate(run, verdict));
+  for (const other of others) log(label("also", inert(`${other.status}: ${run.mask(other.message)}`)));
+  for (const line of describeSummary(run)) log(line);
+  printDifference(run.difference, log);
+  if (run.difference !== null) {
+    log(
+      label(
+        "end",
+        `${verdict.status}, exit code ${exitCode}: what happened and what to do stands above, in the line with ${verdict.status}:`,
+      ),
+    );
+  }
+  append(run, "GITHUB_OUTPUT", run.files.output, outputsOf(run, verdict));
+  append(run, "GITHUB_STEP_SUMMARY", run.files.summary, stepSummary(run, verdict));
   if (run.json) run.write(toJson(documentOf(run, verdict), run.mask), "stdout");
   return exitCode;
 }
 
-/** The verdict's line: what happened, then what to do; an annotation unless all is well. */
-function annotate(verdict: Verdict, copyPath: string): string {
-  const { level } = STATUSES[verdict.status];
+/** `status (reason): what happened, which side moved, what to do next`, on one inert line. */
+function tell(run: Run, verdict: Verdict): string {
   const reason = verdict.status === "unverified" && verdict.reason !== null ? ` (${verdict.reason})` : "";
-  const line = inert(`${verdict.status}${reason}: ${verdict.message} ${verdict.remedy}`.trimEnd());
-  if (level === "none") return `verdict    ${line}`;
-  const place =
-    verdict.status === "drift" ? ` file=${escapeProperty(inert(copyPath))},line=${verdict.line}` : "";
-  return `::${level}${place}::${escapeData(line)}`;
+  return inert(run.mask(`${verdict.status}${reason}: ${verdict.message} ${verdict.remedy}`.trimEnd()));
+}
+
+/** The verdict's line: an annotation, unless all is well. */
+function annotate(run: Run, verdict: Verdict): string {
+  const { level } = STATUSES[verdict.status];
+  if (level === "none") return label("verdict", tell(run, verdict));
+  const path = escapeProperty(inert(run.settings?.copyPath ?? ""));
+  const place = verdict.status === "drift" ? ` file=${path},line=${verdict.line}` : "";
+  return `::${level}${place}::${escapeData(tell(run, verdict))}`;
+}
+
+/** How much of a summary's line is printed, and how many names in each of its lists. */
+const SUMMARY_LINE = { length: 4000, names: 20 };
+
+function describeSummary({ summarised, difference }: Run): string[] {
+  if (summarised === null) return [];
+  if ("leftOut" in summarised) return [label("summary", `left out: ${summarised.leftOut}`)];
+  const { summary, others } = summarised;
+  const sections = [
+    describeSection("providers", summary.providers),
+    describeSection("runtimes", summary.runtimes),
+    others.length === 0 ? "" : `other keys of the file that differ: ${nameList(others)}`,
+  ].filter((line) => line !== "");
+  if (sections.length > 0)
+    return sections.map((line) => label("summary", line.slice(0, SUMMARY_LINE.length)));
+  const isSaid = difference !== null && "sentence" in difference;
+  return isSaid ? [] : [label("summary", "the same data, in another order or with other comments or quotes")];
+}
+
+function describeSection(name: string, { missing, extra, changed }: SectionSummary): string {
+  const changes = Object.entries(changed).map(([entry, keys]) => ({ entry, keys }));
+  const parts = [
+    missing.length === 0 ? "" : `missing in the copy: ${nameList(missing)}`,
+    extra.length === 0 ? "" : `extra in the copy: ${nameList(extra)}`,
+    changes.length === 0
+      ? ""
+      : `changed: ${nameList(
+          changes.map(({ entry }) => entry),
+          (index) => keysOf(changes[index]?.keys),
+        )}`,
+  ].filter((part) => part !== "");
+  return parts.length === 0 ? "" : `${name}: ${parts.join("; ")}`;
+}
+
+function keysOf(keys: readonly string[] = []): string {
+  return keys.length === 0 ? "" : ` (${nameList(keys)})`;
+}
+
+function nameList(names: readonly string[], suffix: (index: number) => string = () => ""): string {
+  const shown = names.slice(0, SUMMARY_LINE.names).map((name, index) => `${quote(name)}${suffix(index)}`);
+  const rest = names.length - shown.length;
+  return shown.join(", ") + (rest === 0 ? "" : ` and ${rest} more`);
+}
+
+/** The diff is foreign text in many lines: no command in it is obeyed until the random word returns. */
+function printDifference(difference: Difference | null, log: Log): void {
+  if (difference === null) return;
+  if ("sentence" in difference) {
+    log(label("difference", difference.sentence));
+    return;
+  }
+  const word = randomUUID();
+  log(`::stop-commands::${word}`);
+  for (const line of difference.lines) log(line);
+  log(`::${word}::`);
+  if (difference.leftOut > 0) log(label("difference", `${plural(difference.leftOut, "more line")} left out`));
+}
+
+/** Appends to a file of the runner's. That it cannot be written costs a line of the log, not the verdict. */
+function append(run: Run, name: string, path: string, text: string): void {
+  if (path === "") return;
+  // Synchronous: the thread pool may still be held by name look-ups. Without waiting for a pipe's reader.
+  const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NONBLOCK;
+  try {
+    const file = openSync(path, flags);
+    try {
+      writeFileSync(file, run.mask(text));
+    } finally {
+      closeSync(file);
+    }
+  } catch (error) {
+    logTo(run)(
+      label("note", `Cannot write ${name} ${quote(path)}: ${errnoText(error)}. The verdict stands.`),
+    );
+  }
+}
+
+/** The step's outputs, each between random delimiters, so that no value can end its own. */
+function outputsOf(run: Run, verdict: Verdict): string {
+  const word = `end-${randomUUID()}`;
+  const outputs = {
+    status: verdict.status,
+    reason: reasonOf(verdict),
+    "exit-code": STATUSES[verdict.status].exitCode,
+    branch: run.context?.branch ?? null,
+    trusted: run.context?.trusted ?? null,
+    event: run.context === null ? "" : brief(run.context.event),
+    "copy-sha256": run.copy?.sha256,
+    "canonical-sha256": run.canonical?.sha256,
+    "canonical-commit": commitOf(run),
+  };
+  return Object.entries(outputs)
+    .map(([name, value]) => `${name}<<${word}\n${value ?? ""}\n${word}\n`)
+    .join("");
+}
+
+function reasonOf(verdict: Verdict): Reason | null {
+  return verdict.status === "unverified" ? verdict.reason : null;
+}
+
+function commitOf({ canonical }: Run): string | null {
+  return canonical !== null && "commit" in canonical ? canonical.commit : null;
+}
+
+/** The verdict, the sides, what differs by name, and the diff, as Markdown that foreign text cannot leave. */
+function stepSummary(run: Run, verdict: Verdict): string {
+  const rows = [
+    ["copy", String(run.settings?.copyPath), run.copy],
+    ["canonical", run.canonicalName, run.canonical],
+    ["pin", String(run.pin?.path), run.pin],
+  ] as const;
+  const table = rows.flatMap(([name, place, side]) =>
+    side === null
+      ? []
+      : [`| ${name} | ${escapeMarkdown(brief(place))} | ${side.bytes.length} | \`${side.sha256}\` |`],
+  );
+  const difference = run.difference !== null && "lines" in run.difference ? run.difference : null;
+  const words = run.difference !== null && "sentence" in run.difference ? [run.difference.sentence] : [];
+  const rest =
+    difference !== null && difference.leftOut > 0
+      ? [`${plural(difference.leftOut, "more line")} left out`]
+      : [];
+  const shown = [...describeSummary(run), ...(difference?.lines ?? []), ...words, ...rest];
+  return [
+    `**${verdict.status}**: ${escapeMarkdown(tell(run, verdict).slice(verdict.status.length).replace(/^: /, ""))}`,
+    ...(table.length === 0
+      ? []
+      : ["", "| side | where | bytes | sha256 |", "| --- | --- | --- | --- |", ...table]),
+    ...(shown.length === 0 ? [] : ["", ...fence(shown)]),
+    "",
+    "",
+  ].join("\n");
+}
+
+/** Every mark that Markdown or HTML could read within a line becomes a character reference, and looks the same. */
+function escapeMarkdown(text: string): string {
+  return text.replace(/[&<>\\`*_[\]()#!|~@:.]/g, (mark) => `&#${mark.charCodeAt(0)};`);
+}
+
+/** A code block whose fence is longer than any run of backticks in it. */
+function fence(lines: readonly string[]): string[] {
+  const longest = Math.max(2, ...lines.flatMap((line) => line.match(/`+/g) ?? []).map((run) => run.length));
+  const ticks = "`".repeat(longest + 1);
+  return [`${ticks}diff`, ...lines, ticks];
 }
 
 /** The JSON document, schema 1. What is not known is null. */
 function documentOf(run: Run, verdict: Verdict): Record<string, unknown> {
-  const { settings, context, copy, canonical } = run;
-  const fetched = canonical !== null && "commit" in canonical ? canonical : null;
-  const isLocal = settings !== null && settings.canonicalFile !== null;
+  const { settings, context, copy, pin } = run;
+  const drift = verdict.status === "drift" ? verdict : null;
+  const pinPath = settings?.pinPath ?? null;
   return {
     schema: 1,
     status: verdict.status,
-    reason: verdict.status === "unverified" ? verdict.reason : null,
+    reason: reasonOf(verdict),
     exitCode: STATUSES[verdict.status].exitCode,
     event: context?.event || null,
     branch: context?.branch ?? null,
     trusted: context?.trusted ?? null,
-    message: verdict.message,
+    message: inert(run.mask(verdict.message)),
     remedy: verdict.remedy,
     copy: {
       path: settings?.copyPath ?? null,
       bytes: copy?.bytes.length ?? null,
       sha256: copy?.sha256 ?? null,
     },
-    canonical: {
-      server: isLocal ? null : (settings?.server ?? null),
-      repo: isLocal ? null : (fetched?.repo ?? settings?.repo ?? null),
-      ref: isLocal ? null : (settings?.ref ?? null),
-      commit: fetched?.commit ?? null,
-      path: settings?.canonicalFile ?? settings?.path ?? null,
-      bytes: canonical?.bytes.length ?? null,
-      sha256: canonical?.sha256 ?? null,
-    },
+    canonical: canonicalOf(run),
+    pin: pinPath === null ? null : { path: pinPath, sha256: pin?.sha256 ?? null },
+    moved: drift?.moved ?? null,
+    firstDifferingLine: drift?.line ?? null,
+    summary: run.summarised !== null && "summary" in run.summarised ? run.summarised.summary : null,
     attempts: run.tally.attempts,
     elapsedMs: Math.round(performance.now() - run.startedAt),
   };
+}
+
+/** The canonical of the document: a local file has a path and no server, repository, ref or commit. */
+function canonicalOf(run: Run): Record<string, unknown> {
+  const { settings, canonical } = run;
+  const sums = { bytes: canonical?.bytes.length ?? null, sha256: canonical?.sha256 ?? null };
+  const file = settings?.canonicalFile ?? null;
+  if (settings === null || file !== null) {
+    return { server: null, repo: null, ref: null, commit: null, path: file, ...sums };
+  }
+  const { server, ref, path } = settings;
+  const repo = canonical !== null && "repo" in canonical ? canonical.repo : settings.repo;
+  return { server, repo, ref, commit: commitOf(run), path, ...sums };
 }
 
 /** JSON that is inert on a runner: its escapes mean the same characters, and no line of it holds a command. */
@@ -1308,27 +2064,47 @@ function escapeUnits(text: string): string {
  * the exit code out. It never throws, unless the writer does.
  */
 export async function main(argv: readonly string[], env: Env, write: Writer): Promise<number> {
-  const run: Run = {
+  const run = startRun(argv, env, write);
+  try {
+    const flags = parseFlags(argv);
+    if (flags.help || flags.version) return print(run, flags.help ? HELP.split("\n") : [VERSION]);
+    const settings = readSettings(flags, env);
+    run.settings = settings;
+    if (flags.explain) return print(run, await explainEvent(settings));
+    return report(run, await conclude(run, settings, env));
+  } catch (error) {
+    if (error instanceof Failure) return report(run, [error.verdict]);
+    return report(run, [unexpected(run, error, env)]);
+  }
+}
+
+function startRun(argv: readonly string[], env: Env, write: Writer): Run {
+  return {
     json: argv.includes("--json"),
     startedAt: performance.now(),
     write,
     mask: masker((env.AUTO_SYNC_TOKEN ?? "").trim()),
     tally: { attempts: 0 },
+    files: { output: setting(env, "GITHUB_OUTPUT", ""), summary: setting(env, "GITHUB_STEP_SUMMARY", "") },
     settings: null,
     context: null,
     copy: null,
     canonical: null,
+    canonicalName: "",
+    pin: null,
+    difference: null,
+    summarised: null,
   };
-  try {
-    const flags = parseFlags(argv);
-    const answer = flags.help ? HELP : flags.version ? VERSION : null;
-    if (answer === null) return report(run, judge(await gather(run, readSettings(flags, env), env)));
-    for (const line of answer.split("\n")) write(line, "stdout");
-    return 0;
-  } catch (error) {
-    if (error instanceof Failure) return report(run, [error.verdict]);
-    return report(run, [unexpected(run, error, env)]);
-  }
+}
+
+function print(run: Run, lines: readonly string[]): number {
+  for (const line of lines) run.write(run.mask(line), "stdout");
+  return 0;
+}
+
+async function explainEvent(settings: Settings): Promise<string[]> {
+  const event = await readEvent(settings);
+  return explain(classify(event.name, event.payload), isTokenDue(settings));
 }
 
 /** An exception that nobody foresaw: red, with its message; its stack only on demand. */
@@ -1349,35 +2125,75 @@ function unexpected(run: Run, error: unknown, env: Env): Verdict {
   };
 }
 
+/** From the settings to the verdict: gather, write if that is asked for, judge, say what differs. */
+async function conclude(run: Run, settings: Settings, env: Env): Promise<[Verdict, ...Verdict[]]> {
+  const evidence = await gather(run, settings, env);
+  if (settings.write) return concludeWrite(settings, evidence);
+  const found = judge(evidence);
+  if (found[0].status === "drift" && run.copy !== null && run.canonical !== null) {
+    run.summarised = await summarise(run.canonical.bytes, run.copy.bytes);
+    const header = [`--- canonical ${evidence.names.canonical}`, `+++ copy ${evidence.names.copy}`];
+    run.difference = await explainDifference(run.canonical.bytes, run.copy.bytes, { header, mask: run.mask });
+  }
+  return found;
+}
+
+/** What came of a re-sync. Where evidence is missing that is the verdict, whatever the sides look like. */
+function concludeWrite(settings: Settings, evidence: Evidence): [Verdict, ...Verdict[]] {
+  const written = resync(settings, evidence);
+  return written === null
+    ? judge({ ...evidence, canonical: withoutSide(evidence.canonical) })
+    : [tellWritten(written)];
+}
+
+function withoutSide(side: Side | Failure | null): Failure | null {
+  return side instanceof Failure ? side : null;
+}
+
 /** Gathers the evidence, step by step, each with its line in the log. */
 async function gather(run: Run, settings: Settings, env: Env): Promise<Evidence> {
   const log = logTo(run);
-  run.settings = settings;
   const deadline = startDeadline(run, settings);
   try {
     const event = await readEvent(settings);
     run.context = classify(event.name, event.payload);
     log(describeContext(run.context));
-    const tokenCounts = settings.canonicalFile === null || settings.replay !== null;
-    const evidence = { context: run.context, token: settings.token.kind, tokenCounts };
     const getCanonical = prepareCanonical(run, settings, { env, deadline });
-    if (getCanonical === null)
-      return { ...evidence, copy: null, canonical: null, names: { copy: "", canonical: "" } };
-    const copy = await settle(readCopy(settings));
-    const canonical = copy instanceof Failure ? null : await settle(getCanonical());
+    const sides = await gatherLocal(run, settings, getCanonical !== null);
+    const isDue = getCanonical !== null && !(sides.copy instanceof Failure);
+    const canonical = isDue ? await settle(getCanonical()) : null;
     const names = { copy: quote(settings.copyPath), canonical: nameCanonical(settings, canonical) };
-    if (!(copy instanceof Failure)) {
-      run.copy = copy;
-      log(describeSide("copy", names.copy, copy));
-    }
-    if (canonical !== null && !(canonical instanceof Failure)) {
+    if (isSide(canonical)) {
       run.canonical = canonical;
+      run.canonicalName = names.canonical;
       log(describeSide("canonical", names.canonical, canonical));
     }
-    return { ...evidence, copy, canonical, names };
+    const token = { token: settings.token.kind, tokenCounts: isTokenDue(settings) };
+    return { context: run.context, ...token, ...sides, canonical, names };
   } finally {
     deadline.stop();
   }
+}
+
+/** The copy and the pin. Without a pin the copy is read only where it will be compared. */
+async function gatherLocal(
+  run: Run,
+  settings: Settings,
+  compares: boolean,
+): Promise<{ copy: Side | Failure | null; pin: Pin | Failure | null }> {
+  const log = logTo(run);
+  const { pinPath, copyPath, maxBytes } = settings;
+  const copy = compares || pinPath !== null ? await settle(readOldCopy(settings)) : null;
+  const pin = pinPath === null ? null : await settle(readPin(pinPath, maxBytes));
+  if (isSide(copy)) {
+    run.copy = copy;
+    log(describeSide("copy", quote(copyPath), copy));
+  }
+  if (pin !== null && !(pin instanceof Failure)) {
+    run.pin = pin;
+    log(label("pin", `${quote(pin.path)}: sha256 ${short(pin)}`));
+  }
+  return { copy, pin };
 }
 
 function startDeadline(run: Run, settings: Settings): Deadline & { stop: () => void } {
@@ -1393,6 +2209,11 @@ function startDeadline(run: Run, settings: Settings): Deadline & { stop: () => v
   };
 }
 
+/** Whether a missing token counts: a local file needs none, but a replay rehearses what a runner would do. */
+function isTokenDue({ canonicalFile, replay }: Settings): boolean {
+  return canonicalFile === null || replay !== null;
+}
+
 /**
  * The way to the canonical file, or null when the token that would lead there is missing or malformed. A
  * replay asks for the token even beside a local file, as it rehearses what a runner would do.
@@ -1402,15 +2223,29 @@ function prepareCanonical(
   settings: Settings,
   world: { env: Env; deadline: Deadline },
 ): (() => Promise<Side | Canonical>) | null {
-  const { canonicalFile, replay, token } = settings;
-  if (canonicalFile !== null && replay === null) return () => readLocalCanonical(canonicalFile, settings);
+  const { canonicalFile, token } = settings;
+  if (canonicalFile !== null && !isTokenDue(settings))
+    return () => readLocalCanonical(canonicalFile, settings);
   if (token.kind !== "present") return null;
   if (canonicalFile !== null) return () => readLocalCanonical(canonicalFile, settings);
   const fetching = prepareFetch(run, settings, { ...world, token: token.value });
   return async () => {
-    logTo(run)(`token      present, sent to ${fetching.settings.server} and nowhere else`);
+    logTo(run)(
+      label(
+        "token",
+        `present, sent to ${fetching.settings.server} and nowhere else${describeProxy(fetching)}`,
+      ),
+    );
     return fetchCanonical(fetching);
   };
+}
+
+/** Through a tunnel a proxy sees what is sent only where there is no TLS. */
+function describeProxy({ proxy, settings }: Fetching): string {
+  if (proxy.url === "") return "";
+  return settings.server.startsWith("https:")
+    ? ", by a proxy that sees no header"
+    : ", by a proxy that may read it, as http: is in clear";
 }
 
 /** Checks what a fetch needs before anything is read. Throws a `usage` {@link Failure}. */
@@ -1427,7 +2262,7 @@ function prepareFetch(
   return {
     settings: { ...settings, server },
     token: world.token,
-    proxies: readProxies(world.env),
+    proxy: readProxy(world.env, server),
     deadline: world.deadline,
     log: logTo(run),
     mask: run.mask,
@@ -1440,11 +2275,12 @@ function prepareFetch(
 
 /**
  * True when this file is what was run, not imported. Case and links are the file system's to resolve. A script
- * that is no file was named without its extension, or in some way unknown here: then the gate runs, for a gate
- * that does not run is green.
+ * that is no file (its name without the extension, its folder) was named in a way unknown here: then the gate
+ * runs, for a gate that does not run is green.
  */
 function isMain(script: string | undefined): boolean {
-  if (script === undefined || !existsSync(script)) return script !== undefined;
+  if (script === undefined) return false;
+  if (statSync(script, { throwIfNoEntry: false })?.isFile() !== true) return true;
   return realpathSync.native(script) === realpathSync.native(fileURLToPath(import.meta.url));
 }
 
