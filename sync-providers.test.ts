@@ -13,7 +13,8 @@ import { after, before, describe, test } from "node:test";
 import { createServer as createTlsServer } from "node:tls";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
-import { parse as parseYaml } from "yaml";
+import { parseDocument, parse as parseYaml } from "yaml";
+import { renderReadme } from "./fixtures/examples.ts";
 import { type Forge, kindOf, type Play, play, playRepository, response, STAND_IN_TOKEN, startForge } from "./fixtures/forge.ts";
 import {
   type Context,
@@ -911,6 +912,8 @@ const FAULTS: {
   { name: "answers 501", forge: () => answer("501 Not Implemented"), want: "unverified server-error 3", attempts: 1 },
   { name: "answers 599", forge: () => answer("599 Odd"), want: "unverified server-error 3", attempts: 1 },
   { name: "answers 418", forge: () => answer("418 Teapot"), want: "unverified bad-response 3", says: /418/, attempts: 1 },
+  { name: "answers 503, then refuses the token", forge: () => first(answer("503 Busy"), play("bad-token")), want: "unverified token-rejected 3", attempts: 2 },
+  { name: "answers 503, then speaks no HTTP", forge: () => first(answer("503 Busy"), (socket) => void socket.end("nonsense\r\n\r\n")), want: "unverified bad-response 3", attempts: 2 },
   { name: "asks to wait a second", forge: () => first(answer("503 Busy", { "retry-after": "1" })), want: "in-sync 0", says: /in 1 s, as the forge asked/ },
   { name: "asks to wait until a date", forge: () => first(answer("429 Slow", { "retry-after": new Date(Date.now() - 5000).toUTCString() })), want: "in-sync 0", says: /retry +1 of 3: / },
   {
@@ -1195,7 +1198,13 @@ describe("the copy and the local canonical", () => {
     },
     { name: "a copy over the limit", argv: LOCAL, env: { SYNC_MAX_BYTES: "794" }, want: "unverified too-large 3", says: /795 bytes, more than 794/ },
     { name: "no local canonical", argv: ["--canonical", "none.yaml", "--copy", CANONICAL], want: "unverified file-not-found 3", says: /there is no such file/ },
-    { name: "a local canonical over the limit", argv: ["--canonical", CANONICAL, "--copy", "package.json"], env: { SYNC_MAX_BYTES: "794" }, want: "unverified too-large 3", says: /795 bytes/ },
+    {
+      name: "a local canonical over the limit",
+      argv: ["--canonical", CANONICAL, "--copy", "fixtures/responses/crlf-file.http"],
+      env: { SYNC_MAX_BYTES: "794" },
+      want: "unverified too-large 3",
+      says: /795 bytes/,
+    },
     { name: "a Git LFS pointer as the local canonical", argv: ["--canonical", join(scratch, "lfs"), "--copy", CANONICAL], want: "unverified bad-response 3", says: /Git LFS/ },
   ];
   before(() => scratchFile("lfs", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"));
@@ -2151,7 +2160,7 @@ describe("an exception that nobody expected", () => {
   });
 });
 
-describe("the real command", () => {
+describe("the real command", { concurrency: 4 }, () => {
   const forge = useForge(playRepository);
   const rows: { name: string; args: string[]; env?: () => Env; want: number; says: RegExp }[] = [
     { name: "in sync", args: [], env: () => envFor(forge.url), want: 0, says: /^verdict {4}in-sync/m },
@@ -2161,13 +2170,23 @@ describe("the real command", () => {
     { name: "a wrong flag", args: ["--no-such"], want: 2, says: /^::error::usage/m },
     { name: "an unreadable copy", args: ["--canonical", CANONICAL, "--copy", "none"], want: 3, says: /^::error::unverified \(copy-unreadable\)/m },
   ];
-  for (const { name, args, env = () => ({}), want, says } of rows) {
-    test(`${name}: exit code ${want}`, async () => {
-      const ran = await run(command(...args), env());
-      assert.equal(ran.exitCode, want, ran.stdout + ran.stderr);
-      assert.match(ran.stdout, says);
-      assert.equal(ran.stderr, "");
-    });
+  before(async () => {
+    const made = await run([process.execPath, ".ci/bundle.mjs", scratch]);
+    assert.match(made.stdout, /^[\da-f]{64} {2}.*sync-providers\.mjs {2}\d+ bytes$/m);
+  });
+  const starts = [
+    { start: "the source", command },
+    { start: "the bundle", command: (...args: string[]) => [process.execPath, join(scratch, "sync-providers.mjs"), ...args] },
+  ];
+  for (const { start, command } of starts) {
+    for (const { name, args, env = () => ({}), want, says } of rows) {
+      test(`${start}, ${name}: exit code ${want}`, async () => {
+        const ran = await run(command(...args), env());
+        assert.equal(ran.exitCode, want, ran.stdout + ran.stderr);
+        assert.match(ran.stdout, says);
+        assert.equal(ran.stderr, "");
+      });
+    }
   }
   test("loads undici for a fetch, and not to say token-missing", async () => {
     const trace = { NODE_DEBUG: "module,esm" };
@@ -2460,6 +2479,156 @@ describe("the workflow", () => {
       assert.match(ran.stdout, says);
     });
   }
+});
+
+/** A workflow file, read as the rules below want it: foreign data, narrowed where it is used. */
+function workflowOf(text: string): Record<string, unknown> {
+  return recordOf(parseDocument(text, { uniqueKeys: false }).toJS());
+}
+
+function recordOf(value: unknown): Record<string, unknown> {
+  return typeof value === "object" && value !== null ? Object.fromEntries(Object.entries(value)) : {};
+}
+
+function jobsOf(text: string): Record<string, unknown>[] {
+  return Object.values(recordOf(workflowOf(text).jobs)).map(recordOf);
+}
+
+function stepsOf(job: Record<string, unknown>): Record<string, unknown>[] {
+  return Array.isArray(job.steps) ? job.steps.map(recordOf) : [];
+}
+
+/** What a workflow must not be, the outage that it prevents, and one that is so. */
+const WORKFLOW_RULES: { rule: string; prevents: string; isBroken: (text: string) => boolean; broken: (good: string) => string }[] = [
+  {
+    rule: "has no key twice",
+    prevents: "Gitea drops such a workflow without a word: the gate does not run, and nothing is red",
+    isBroken: (text) => parseDocument(text).errors.length > 0,
+    broken: (good) => `${good}\non: push\n`,
+  },
+  {
+    rule: "has no inputs for workflow_dispatch",
+    prevents: "older Gitea cannot read them and drops the workflow",
+    isBroken: (text) => recordOf(recordOf(workflowOf(text).on).workflow_dispatch).inputs !== undefined,
+    broken: (good) => good.replace(/^ {2}workflow_dispatch:\n/m, "").replace(/^on:\n/m, "on:\n  workflow_dispatch:\n    inputs: {a: {type: string}}\n"),
+  },
+  {
+    rule: "has no slash in its name",
+    prevents: "the name is part of the commit status, whose parts a slash separates: a required check by that name never matches",
+    isBroken: (text) => String(workflowOf(text).name).includes("/"),
+    broken: (good) => good.replace(/^name: /m, "name: a/"),
+  },
+  {
+    rule: "pins every action by its commit",
+    prevents: "a tag can be moved to code that reads the secret",
+    isBroken: (text) =>
+      jobsOf(text)
+        .flatMap(stepsOf)
+        .some(({ uses }) => uses !== undefined && !/^[\w.-]+\/[\w./-]+@[\da-f]{40}$/.test(String(uses))),
+    broken: (good) => good.replace(/@[\da-f]{40}/, "@v6"),
+  },
+  {
+    rule: "has no expression in a command",
+    prevents: "a branch's name would be run as a shell command",
+    isBroken: (text) =>
+      jobsOf(text)
+        .flatMap(stepsOf)
+        .some(({ run }) => String(run).includes("${{")),
+    broken: (good) => good.replace(/ run: /, " run: echo ${{ github.head_ref }} && "),
+  },
+  {
+    rule: "says its permissions",
+    prevents: "the job's own token could write to the repository",
+    isBroken: (text) => workflowOf(text).permissions === undefined,
+    broken: (good) => good.replace("permissions:", "permission:"),
+  },
+  {
+    rule: "says its concurrency",
+    prevents: "a dozen pushes hold a dozen runners",
+    isBroken: (text) => workflowOf(text).concurrency === undefined,
+    broken: (good) => good.replace("concurrency:", "concurrent:"),
+  },
+  {
+    rule: "has a timeout for every job",
+    prevents: "a job that hangs holds its runner for hours",
+    isBroken: (text) => jobsOf(text).some((job) => job["timeout-minutes"] === undefined),
+    broken: (good) => good.replace("timeout-minutes:", "timeout:"),
+  },
+  {
+    rule: "does not continue on an error",
+    prevents: "a red gate would be shown green",
+    isBroken: (text) => text.includes("continue-on-error"),
+    broken: (good) => good.replace(/ run: /, " continue-on-error: true\n        run: "),
+  },
+  {
+    rule: "filters no paths",
+    prevents: "a required check that does not run blocks the queue, or counts as passed",
+    isBroken: (text) => Object.values(recordOf(workflowOf(text).on)).some((event) => Object.keys(recordOf(event)).some((key) => key.startsWith("paths"))),
+    broken: (good) => good.replace(/^ {4}branches:/m, "    paths: [a]\n    branches:"),
+  },
+  {
+    rule: "keeps secrets to the environment of a step",
+    prevents: "every other step, and every action in it, could read them",
+    isBroken: (text) =>
+      text.split("secrets.").length - 1 !==
+      jobsOf(text)
+        .flatMap(stepsOf)
+        .reduce((count, { env }) => count + JSON.stringify(env ?? {}).split("secrets.").length - 1, 0),
+    broken: (good) => good.replace(/^permissions:/m, "env:\n  A: ${{ secrets.A }}\npermissions:"),
+  },
+  {
+    rule: "has no job whose steps can all be skipped",
+    prevents: "a job in which nothing ran is green",
+    isBroken: (text) => jobsOf(text).some((job) => job.if !== undefined || stepsOf(job).every((step) => step.if !== undefined)),
+    broken: (good) => good.replace(/^( {4})timeout-minutes:/m, "$1if: github.actor\n$1timeout-minutes:"),
+  },
+];
+
+describe("every workflow", () => {
+  for (const file of readdirSync(".gitea/workflows")) {
+    const good = readFileSync(`.gitea/workflows/${file}`, "utf8");
+    for (const { rule, prevents, isBroken, broken } of WORKFLOW_RULES) {
+      test(`${file} ${rule}, or else: ${prevents}`, () => {
+        assert.equal(isBroken(good), false);
+        assert.notEqual(broken(good), good);
+        assert.equal(isBroken(broken(good)), true, "the rule sees a workflow that breaks it");
+      });
+    }
+  }
+});
+
+describe("the README", () => {
+  const readme = readFileSync("README.md", "utf8");
+  test("has the examples and the table of events that the gate makes", async () => {
+    assert.equal(await renderReadme(readme), readme, "npm run examples makes them anew");
+  });
+  test("has an example of every status", () => {
+    for (const status of Object.keys(STATUSES)) assert.match(readme, new RegExp(`^\`${status}\`, exit code \\d: `, "m"));
+  });
+  test("names every setting of the help", async () => {
+    const { stdout } = await gate(["--help"]);
+    for (const [name] of stdout.matchAll(/\b(SYNC|AUTO|GITHUB)_[A-Z_]+|--[a-z-]+/g)) assert.ok(readme.includes(name), name);
+  });
+  test("starts with the two commands", () => {
+    assert.deepEqual(
+      [...readme.matchAll(/```sh\n([\s\S]*?)```/g)].slice(0, 2).map(([, code]) => code),
+      ["npm ci && npm start\n", "npm cit\n"],
+    );
+  });
+});
+
+describe("the packages", () => {
+  const lock = JSON.parse(readFileSync("package-lock.json", "utf8"));
+  const packages: [string, Record<string, unknown>][] = Object.entries<Record<string, unknown>>(lock.packages).filter(([path]) => path !== "");
+  test("are pinned by version and sum, without an address", () => {
+    for (const [path, { version, integrity, resolved }] of packages) {
+      assert.deepEqual([typeof version, typeof integrity, resolved], ["string", "string", undefined], path);
+    }
+  });
+  test("that a runner installs are ten at the most", () => {
+    const installed = packages.filter(([, { dev, devOptional, os, optional }]) => !dev && !devOptional && os === undefined && !optional);
+    assert.deepEqual(installed.map(([path]) => path.replace("node_modules/", "")).sort(), ["diff", "esbuild", "is-network-error", "p-retry", "tsx", "undici", "yaml"]);
+  });
 });
 
 describe("the reasons", () => {

@@ -1,4 +1,3 @@
-#!/usr/bin/env -S npx tsx
 /**
  * sync-providers: turns a workflow red when a repository's copy of providers.yaml is no longer, byte for
  * byte, the canonical file of another, private repository on the same forge (Gitea, Forgejo).
@@ -29,7 +28,6 @@ import { constants, type FileHandle, lstat, open } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 // Deno's global timers have neither refresh() nor unref().
 import { clearTimeout, setTimeout } from "node:timers";
-import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { isDeepStrictEqual, parseArgs } from "node:util";
 
@@ -850,8 +848,8 @@ type HeaderFields = Readonly<Record<string, string | string[] | undefined>>;
 
 /** A commit's JSON has some 2 KB; the limit is for a server that never stops. */
 const JSON_LIMIT = 1_048_576;
-/** As much of an error's body as is read for the message that the forge put there. */
-const ERROR_BODY_LIMIT = 4096;
+/** As much of an error's body as is read, and for how long, for the message that the forge put there. */
+const ERROR_BODY = { bytes: 4096, ms: 1000 };
 const MOST_RETRIES = 3;
 const MOST_MOVES = 2;
 /** A part of the deadline, so that a silent first attempt leaves time for others. */
@@ -873,7 +871,7 @@ async function fetchCanonical(fetching: Fetching): Promise<Canonical> {
     const bytes = await fetchFile(fetching, commit);
     return { ...sideOf(bytes), repo: fetching.repo, commit };
   } finally {
-    await disconnect(fetching);
+    disconnect(fetching);
   }
 }
 
@@ -1042,8 +1040,13 @@ function urlOf(fetching: Fetching, ask: Ask): URL {
 /** Retries whole attempts, the body included, until an answer is there that another attempt would not change. */
 async function persist(fetching: Fetching, ask: Ask): Promise<Answer> {
   const { deadline } = fetching;
+  const first = attempt(fetching, ask);
+  const outcome = await settle(first);
+  if (!(outcome instanceof Failure)) return outcome;
+  if (outcome.retryAfterMs === null) throw outcome;
   const { default: pRetry } = await import("p-retry");
-  return pRetry(() => attempt(fetching, ask), {
+  const made = [first];
+  return pRetry(() => made.pop() ?? attempt(fetching, ask), {
     retries: MOST_RETRIES,
     minTimeout: deadline.ms * BACKOFF_PER_DEADLINE,
     randomize: true,
@@ -1063,43 +1066,51 @@ async function awaitRetry(fetching: Fetching, error: unknown, count: number): Pr
   const pause =
     error.retryAfterMs === 0 ? "" : ` in ${Math.ceil(error.retryAfterMs / 1000)} s, as the forge asked`;
   fetching.log(`retry      ${count} of ${MOST_RETRIES}${pause}: ${error.message}`);
+  const { setTimeout: sleep } = await import("node:timers/promises");
   await sleep(error.retryAfterMs);
   return true;
 }
 
 /** One attempt: connect, ask, read the whole body. Throws a {@link Failure}, or what nobody expected. */
 async function attempt(fetching: Fetching, ask: Ask): Promise<Answer> {
-  const { request } = await import("undici");
-  fetching.connection ??= await connect(fetching.proxy);
-  const { dispatcher, end } = fetching.connection;
-  const watch = watchSilence(fetching, ask);
-  // undici lets go of a request that waits for its connection only when the connection ends.
-  watch.signal.addEventListener("abort", () => end.abort(watch.signal.reason));
-  const progress = { answered: false };
+  fetching.deadline.signal.throwIfAborted();
+  const connection = fetching.connection ?? (await connect(fetching.proxy));
+  fetching.connection = connection;
   fetching.tally.attempts += 1;
+  const watch = watchSilence(fetching, ask);
   try {
-    const response = await request(urlOf(fetching, ask), {
-      dispatcher,
-      signal: watch.signal,
-      headers: headersFor(fetching),
-    });
-    progress.answered = true;
-    watch.feed();
-    const { statusCode: status, headers, body } = response;
-    const bytes = status === 200 ? await readBody(response, ask, watch.feed) : await readErrorBody(body);
+    // A race, so that the time-outs hold whatever becomes of undici's own promises.
+    const answer = await Promise.race([exchange(fetching, ask, { connection, watch }), watch.brokenOff]);
     watch.stop();
-    const answer = { status, headers, bytes };
-    if (!RETRYABLE.has(status)) return answer;
-    throw unverified(
-      "server-error",
-      `Cannot get ${ask.what}: ${statusText(answer, fetching)}.`,
-      retryAfter(headers),
-    );
+    if (!RETRYABLE.has(answer.status)) return answer;
+    const message = `Cannot get ${ask.what}: ${statusText(answer, fetching)}.`;
+    throw unverified("server-error", message, retryAfter(answer.headers));
   } catch (error) {
     watch.stop();
-    await disconnect(fetching);
-    if (watch.signal.aborted) throw watch.signal.reason;
-    throw explainBreak(error, { what: ask.what, answered: progress.answered, mask: fetching.mask });
+    disconnect(fetching);
+    throw error;
+  }
+}
+
+async function exchange(
+  fetching: Fetching,
+  ask: Ask,
+  { connection, watch }: { connection: Connection; watch: Watch },
+): Promise<Answer> {
+  const { request } = await import("undici");
+  const at = { what: ask.what, answered: false, mask: fetching.mask };
+  try {
+    const url = urlOf(fetching, ask);
+    const response = await request(url, { dispatcher: connection.dispatcher, headers: headersFor(fetching) });
+    at.answered = true;
+    watch.feed();
+    const { statusCode: status, headers, body } = response;
+    const errorMs = Math.min(ERROR_BODY.ms, (fetching.deadline.ms * SILENCE_PER_DEADLINE) / 2);
+    const bytes =
+      status === 200 ? await readBody(response, ask, watch.feed) : await readErrorBody(body, errorMs);
+    return { status, headers, bytes };
+  } catch (error) {
+    throw explainBreak(error, at);
   }
 }
 
@@ -1116,6 +1127,10 @@ function headersFor(fetching: Fetching): Record<string, string> {
  * connecting. The signal reaches into the connecting socket, TLS and the tunnel through a proxy included.
  */
 async function connect(proxy: Proxy): Promise<Connection> {
+  // undici's parser is WebAssembly. V8 would optimise it in the background, and node waits for that at its exit:
+  // 100 ms, half of a run. The quick code is as good for two small answers.
+  const { setFlagsFromString } = await import("node:v8");
+  setFlagsFromString("--liftoff-only");
   const { EnvHttpProxyAgent } = await import("undici");
   const end = new AbortController();
   const socket = { signal: end.signal, timeout: 0 };
@@ -1133,29 +1148,41 @@ async function connect(proxy: Proxy): Promise<Connection> {
   return { dispatcher, end };
 }
 
-/** Ends every socket at once: an idle one would hold the exit back. */
-async function disconnect(fetching: Fetching): Promise<void> {
+/**
+ * Ends every socket at once: an idle one would hold the exit back. In this order: a pool that is destroyed makes no
+ * more sockets, and node brings a socket to life again that is made after the abort.
+ */
+function disconnect(fetching: Fetching): void {
   const connection = fetching.connection;
   fetching.connection = null;
+  void connection?.dispatcher.destroy();
   connection?.end.abort();
-  await connection?.dispatcher.destroy();
 }
 
-/** Aborts an attempt when nothing arrives for a part of the deadline, or at the deadline. */
-function watchSilence(
-  fetching: Fetching,
-  ask: Ask,
-): { signal: AbortSignal; feed: () => void; stop: () => void } {
-  const { deadline } = fetching;
-  const silence = new AbortController();
+/** Watches one attempt. */
+interface Watch {
+  /** Rejects with the {@link Failure} when nothing arrived for a part of the deadline, or at the deadline. */
+  readonly brokenOff: Promise<never>;
+  /** Something arrived. */
+  readonly feed: () => void;
+  readonly stop: () => void;
+}
+
+function watchSilence({ deadline }: Fetching, ask: Ask): Watch {
   const ms = deadline.ms * SILENCE_PER_DEADLINE;
-  const message = `Cannot get ${ask.what}: nothing came for ${ms / 1000} s.`;
-  const timer = setTimeout(() => silence.abort(unverified("timeout", message, 0)), ms);
-  return {
-    signal: AbortSignal.any([deadline.signal, silence.signal]),
-    feed: () => timer.refresh(),
-    stop: () => clearTimeout(timer),
+  const broken = new AbortController();
+  const silence = unverified("timeout", `Cannot get ${ask.what}: nothing came for ${ms / 1000} s.`, 0);
+  const timer = setTimeout(() => broken.abort(silence), ms);
+  const onDeadline = () => broken.abort(deadline.signal.reason);
+  deadline.signal.addEventListener("abort", onDeadline);
+  const brokenOff = new Promise<never>((_, reject) => {
+    broken.signal.addEventListener("abort", () => reject(broken.signal.reason));
+  });
+  const stop = () => {
+    clearTimeout(timer);
+    deadline.signal.removeEventListener("abort", onDeadline);
   };
+  return { brokenOff, feed: () => timer.refresh(), stop };
 }
 
 /** Counts while it reads, so that an endless body costs no more memory than the limit. */
@@ -1166,31 +1193,39 @@ async function readBody(
 ): Promise<Buffer> {
   const tooLarge = (found: string) =>
     unverified("too-large", `Cannot get ${ask.what}: ${found} ${ask.limit} bytes.`);
-  const declared = Number(headerOf(response.headers, "content-length"));
+  const declared = Number.parseInt(headerOf(response.headers, "content-length"), 10);
   if (declared > ask.limit) throw tooLarge(`it has ${declared} bytes, more than`);
-  const chunks: Buffer[] = [];
+  // Room that is not written to costs nothing; one piece of it saves a second copy.
+  const room = Buffer.allocUnsafe(Number.isNaN(declared) ? ask.limit : declared);
   let length = 0;
   for await (const chunk of response.body) {
     feed();
-    length += chunk.length;
-    if (length > ask.limit) throw tooLarge("it has more than");
-    chunks.push(chunk);
+    if (length + chunk.length > ask.limit) throw tooLarge("it has more than");
+    length += chunk.copy(room, length);
   }
-  return Buffer.concat(chunks, length);
+  return room.subarray(0, length);
 }
 
-/** The first bytes of an error's body. The status has said it all, so a body that breaks off loses nothing else. */
-async function readErrorBody(body: AsyncIterable<Buffer>): Promise<Buffer> {
+/**
+ * The first bytes of an error's body. The status has said it all, so a body that breaks off or does not come loses
+ * nothing else.
+ */
+async function readErrorBody(
+  body: AsyncIterable<Buffer> & { destroy: () => unknown },
+  ms: number,
+): Promise<Buffer> {
+  const timer = setTimeout(() => body.destroy(), ms);
   const chunks: Buffer[] = [];
   try {
     for await (const chunk of body) {
       chunks.push(chunk);
-      if (Buffer.concat(chunks).length > ERROR_BODY_LIMIT) break;
+      if (Buffer.concat(chunks).length > ERROR_BODY.bytes) break;
     }
   } catch {
     // Only the forge's own words are lost.
   }
-  return Buffer.concat(chunks).subarray(0, ERROR_BODY_LIMIT);
+  clearTimeout(timer);
+  return Buffer.concat(chunks).subarray(0, ERROR_BODY.bytes);
 }
 
 /** `Retry-After` in milliseconds: seconds or a date (RFC 9110, 10.2.3); 0 when there is none that can be read. */
@@ -1266,7 +1301,7 @@ function nothingCompared(): Verdict {
 }
 
 const PROVISION = "Provision AUTO_SYNC_TOKEN (read scope on molecule-controlplane)";
-const RESYNC = "re-sync: npx tsx sync-providers.ts --write, then go generate ./... and commit";
+const RESYNC = "re-sync with --write (npx tsx sync-providers.ts --write), then go generate ./... and commit";
 
 function judgeToken({ context, token, tokenCounts }: Evidence): Verdict[] {
   if (!tokenCounts || token === "present") return [];
@@ -1357,7 +1392,7 @@ function judgePin({ copy, canonical, pin, names }: Evidence): Verdict[] {
       {
         status: "pin-mismatch",
         message: `${differ}, which is the canonical's: the copy was re-synced and the pin was not bumped.`,
-        remedy: "Bump the pin: npx tsx sync-providers.ts --write, and commit.",
+        remedy: "Bump the pin with --write (npx tsx sync-providers.ts --write), and commit.",
       },
     ];
   }
