@@ -11,6 +11,7 @@
  */
 
 import { createHash, randomUUID } from "node:crypto";
+import { addAbortListener } from "node:events";
 import {
   closeSync,
   fchmodSync,
@@ -1131,9 +1132,16 @@ async function connect(proxy: Proxy): Promise<Connection> {
   // 100 ms, half of a run. The quick code is as good for two small answers.
   const { setFlagsFromString } = await import("node:v8");
   setFlagsFromString("--liftoff-only");
-  const { EnvHttpProxyAgent } = await import("undici");
+  const { buildConnector, EnvHttpProxyAgent, Pool } = await import("undici");
+  const { Socket } = await import("node:net");
   const end = new AbortController();
-  const socket = { signal: end.signal, timeout: 0 };
+  const build = buildConnector({ timeout: 0 });
+  // A signal among the connector's options would not do: node brings a socket to life again that is made after the
+  // abort, and undici, for a request that was aborted, makes one.
+  const connector: typeof build = (options, callback) => {
+    const socket: unknown = build(options, callback);
+    if (socket instanceof Socket) addAbortListener(end.signal, () => socket.destroy());
+  };
   const dispatcher = new EnvHttpProxyAgent({
     httpProxy: proxy.url,
     httpsProxy: proxy.url,
@@ -1141,17 +1149,14 @@ async function connect(proxy: Proxy): Promise<Connection> {
     connections: 1,
     headersTimeout: 0,
     bodyTimeout: 0,
-    connect: socket,
-    requestTls: socket,
-    proxyTls: socket,
+    connect: connector,
+    clientFactory: (origin) => new Pool(origin, { connect: connector }),
+    requestTls: { timeout: 0 },
   });
   return { dispatcher, end };
 }
 
-/**
- * Ends every socket at once: an idle one would hold the exit back. In this order: a pool that is destroyed makes no
- * more sockets, and node brings a socket to life again that is made after the abort.
- */
+/** Ends every socket at once, whatever undici still knows of it: an idle one would hold the exit back. */
 function disconnect(fetching: Fetching): void {
   const connection = fetching.connection;
   fetching.connection = null;
