@@ -260,6 +260,7 @@ describe("settings and flags", () => {
     { name: "the copy by setting", argv: ["--canonical", CANONICAL], env: { SYNC_COPY_PATH: DRIFTED }, want: "drift 1" },
     { name: "a copy outside the repository", argv: ["--canonical", CANONICAL, "--copy", `fixtures/../${CANONICAL}`], want: "in-sync 0" },
     { name: "empty settings as unset", argv: LOCAL, env: { SYNC_TIMEOUT_SECONDS: "", SYNC_MAX_BYTES: " ", SYNC_CANONICAL_SERVER: "", SYNC_ALLOW_HTTP: "" }, want: "in-sync 0" },
+    { name: "a day as the deadline, and 1 GiB as the size limit", argv: LOCAL, env: { SYNC_TIMEOUT_SECONDS: "86400", SYNC_MAX_BYTES: "1073741824" }, want: "in-sync 0" },
     { name: "half a second as the deadline", argv: LOCAL, env: { SYNC_TIMEOUT_SECONDS: "0.5" }, want: "in-sync 0" },
     { name: "a size limit that the file just meets", argv: LOCAL, env: { SYNC_MAX_BYTES: "795" }, want: "in-sync 0" },
     { name: "no token beside a local canonical", argv: LOCAL, env: { AUTO_SYNC_TOKEN: "in ner" }, want: "in-sync 0" },
@@ -291,6 +292,7 @@ describe("settings and flags", () => {
     { name: "an empty flag", argv: ["--replay", ""], want: /--replay is empty/ },
     { name: "two sources of the event", argv: ["--replay", "a", "--event", "b"], want: /--replay and --event/ },
     { name: "a rehearsal that writes", argv: ["--replay", "a", "--write"], want: /--replay and --write/ },
+    { name: "a pin that is the copy itself", argv: ["--copy", "fixtures/a", "--pin", "fixtures/../fixtures/a"], want: /SYNC_COPY_PATH and SYNC_PIN_PATH name one file/ },
     { name: "an explanation that writes", argv: ["--explain", "--write"], want: /--explain and --write/ },
     { name: "a replay that is not there", argv: ["--replay", "no.json"], want: /replay "no\.json": there is no such file/ },
     { name: "a replay that is a directory", argv: ["--replay", "fixtures"], want: /replay "fixtures": it is a directory/ },
@@ -530,6 +532,13 @@ describe("the event's file", () => {
   });
 });
 
+describe("a replay without a token", () => {
+  test("says so even where the local canonical differs", async () => {
+    const argv = ["--replay", "fixtures/events/schedule.json", "--canonical", CANONICAL, "--copy", DRIFTED];
+    assert.equal(statusLine(await verdictOf(argv)), "token-missing 1");
+  });
+});
+
 describe("the replay", () => {
   const bare = JSON.stringify({ pull_request: { head: { label: "" } } });
   const rows: { name: string; content: string; argv?: string[]; env?: Env; want: string }[] = [
@@ -606,7 +615,8 @@ describe("every event by every token by every canonical", () => {
         const env = envFor(outcome.canonical === "unreachable" ? gone.url : good.url, {
           AUTO_SYNC_TOKEN: TOKENS[outcome.token],
           SYNC_COPY_PATH: outcome.canonical === "drifted" ? DRIFTED : CANONICAL,
-          SYNC_TIMEOUT_SECONDS: "0.5",
+          // Short where the back-off is waited for, long where the machine may be slow.
+          SYNC_TIMEOUT_SECONDS: outcome.canonical === "unreachable" ? "1.5" : "30",
         });
         const got = statusLine(await verdictOf(["--replay", replay], env));
         const want = trusted ? outcome.trusted : outcome.untrusted;
@@ -740,8 +750,8 @@ const FAULTS: {
     name: "is silent once",
     forge: () => first(() => {}),
     want: "in-sync 0",
-    says: /nothing came for 0\.5 s/,
-    env: { SYNC_TIMEOUT_SECONDS: "2" },
+    says: /nothing came for 1 s/,
+    env: { SYNC_TIMEOUT_SECONDS: "4" },
     attempts: 3,
   },
   { name: "speaks no HTTP", forge: () => (socket) => socket.end("SSH-2.0-OpenSSH_9.2\r\n"), want: "unverified bad-response 3", says: /HTTPParserError/, attempts: 1 },
@@ -999,7 +1009,7 @@ describe("the token is not printed when it comes back in", () => {
   }
 });
 
-describe("when the forge", () => {
+describe("when the forge", { concurrency: 8 }, () => {
   for (const { name, forge, want, says = /./, env = {}, attempts } of FAULTS) {
     test(`${name}: ${want}`, async () => {
       const server = await startForge(forge());
@@ -1028,6 +1038,8 @@ describe("a proxy", () => {
   const proxy = useForge((socket, asked) => tunnel(asked, socket));
   const strict = useForge((socket) => void socket.end("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"));
   const mute = useForge(() => {});
+  const rude = useForge((socket) => void socket.end());
+  const mad = useForge((socket) => void socket.end("HTTP/1.1 200 OK\r\n\r\nnonsense"));
   const rows: { name: string; env: () => Env; want: string; tunnels: number }[] = [
     { name: "is used", env: () => ({ HTTP_PROXY: proxy.url }), want: "in-sync 0", tunnels: 2 },
     { name: "is used by its lower-case name first", env: () => ({ http_proxy: proxy.url, HTTP_PROXY: strict.url }), want: "in-sync 0", tunnels: 2 },
@@ -1035,6 +1047,8 @@ describe("a proxy", () => {
     { name: "for https: alone is not used for http:", env: () => ({ HTTPS_PROXY: strict.url }), want: "in-sync 0", tunnels: 0 },
     { name: "that refuses is named", env: () => ({ HTTP_PROXY: strict.url }), want: "unverified unreachable 3", tunnels: 0 },
     { name: "that is not there is named", env: () => ({ HTTP_PROXY: "http://127.0.0.1:1" }), want: "unverified unreachable 3", tunnels: 0 },
+    { name: "that hangs up after the request", env: () => ({ HTTP_PROXY: rude.url }), want: "unverified unreachable 3", tunnels: 0 },
+    { name: "that speaks nonsense in the tunnel", env: () => ({ HTTP_PROXY: mad.url }), want: "unverified unreachable 3", tunnels: 0 },
     { name: "that is silent ends with the deadline", env: () => ({ HTTP_PROXY: mute.url, SYNC_TIMEOUT_SECONDS: "0.4" }), want: "unverified timeout 3", tunnels: 0 },
     { name: "without a scheme is a wrong setting", env: () => ({ HTTP_PROXY: "proxy:3128" }), want: "usage 2", tunnels: 0 },
     { name: "of another scheme is a wrong setting", env: () => ({ HTTP_PROXY: "socks5://proxy:1080" }), want: "usage 2", tunnels: 0 },
@@ -1050,10 +1064,13 @@ describe("a proxy", () => {
       assert.equal(proxy.forge.asked.length - before, tunnels);
     });
   }
+  test("that hangs up is not stormed", () => {
+    for (const { forge } of [rude, mad]) assert.ok(forge.asked.length <= 40, `${forge.asked.length} connections`);
+  });
   test("is named where it may read the token", async () => {
-    assert.match((await gate([], envFor(forge.url, { HTTP_PROXY: proxy.url }))).stdout, /^token .*by a proxy that may read it/m);
+    assert.match((await gate([], envFor(forge.url, { HTTP_PROXY: proxy.url }))).stdout, /^token .*HTTP_PROXY, where it is used, may read it/m);
     const tls = envFor("https://127.0.0.1:1", { HTTPS_PROXY: strict.url });
-    assert.match((await gate([], tls)).stdout, /^token .*by a proxy that sees no header/m);
+    assert.match((await gate([], tls)).stdout, /^token .*HTTPS_PROXY, where it is used, sees no header/m);
   });
   test("sees no token", () => {
     for (const { method, headers } of [...proxy.forge.asked, ...strict.forge.asked, ...mute.forge.asked]) {
@@ -1438,9 +1455,10 @@ describe("the diff", () => {
   }
 
   const sentences: { name: string; canonical: string | Buffer; copy: string | Buffer; want: RegExp }[] = [
-    { name: "line endings", canonical: "a\nb\n", copy: "a\r\nb\r\n", want: /nothing but line endings \(CRLF: 0 in the canonical, 2 in the copy; check \.gitattributes\)\.$/ },
-    { name: "line endings that change places", canonical: "a\r\nb\nc\n", copy: "a\nb\r\nc\n", want: /nothing but line endings \(CRLF: 1 in the canonical, 1 in the copy/ },
-    { name: "the last line's ending", canonical: "a\n", copy: "a\r\n", want: /nothing but line endings \(CRLF: 0 in the canonical, 1 in the copy/ },
+    { name: "line endings", canonical: "a\nb\n", copy: "a\r\nb\r\n", want: /nothing but line endings \(carriage returns: 0 in the canonical, 2 in the copy; check \.gitattributes\)\.$/ },
+    { name: "line endings that change places", canonical: "a\r\nb\nc\n", copy: "a\nb\r\nc\n", want: /nothing but line endings \(carriage returns: 1 in the canonical, 1 in the copy/ },
+    { name: "the last line's ending", canonical: "a\n", copy: "a\r\n", want: /nothing but line endings \(carriage returns: 0 in the canonical, 1 in the copy/ },
+    { name: "line endings of old Macs", canonical: "a\nb\n", copy: "a\rb\r", want: /nothing but line endings \(carriage returns: 0 in the canonical, 2 in the copy/ },
     { name: "a byte-order mark", canonical: "a\n", copy: "\ufeffa\n", want: /nothing but a byte-order mark, which the copy has and the canonical has not\.$/ },
     { name: "a final newline", canonical: "a\n", copy: "a", want: /nothing but a final newline, which the canonical has and the copy has not\.$/ },
     { name: "all three", canonical: "\ufeffa\nb\n", copy: "a\r\nb", want: /nothing but line endings .* and a byte-order mark, .* and a final newline, / },
@@ -1472,6 +1490,20 @@ describe("the diff", () => {
     assert.ok("lines" in found);
     assert.deepEqual(found.lines.slice(2, 5), ["@@ -1,3002 +1,2002 @@", "-0", "-a1"]);
     assert.deepEqual([found.lines.length, found.leftOut], [200, 3 + 3002 + 2002 - 200]);
+  });
+  test("has the numbers of an empty side, where it is not the smallest", async () => {
+    const [come, gone] = [await difference("", numbered(21_000)), await difference(numbered(21_000), "")];
+    assert.ok("lines" in come && "lines" in gone);
+    assert.deepEqual([come.lines[2], gone.lines[2]], ["@@ -0,0 +1,21000 @@", "@@ -1,21000 +0,0 @@"]);
+  });
+  test("keeps three lines of context behind a hunk that could slide", async () => {
+    const entries = (names: string) => [...names].map((name) => `- ${name}\n  a: 1\n  b: 2\n`).join("");
+    const found = await difference(entries("abcdefgh"), entries("abdefgh"));
+    assert.deepEqual(found, { lines: [...HEADER, "@@ -4,9 +4,6 @@", " - b", "   a: 1", "   b: 2", "-- c", "-  a: 1", "-  b: 2", " - d", "   a: 1", "   b: 2"], leftOut: 0 });
+  });
+  test("finds the small change in a large file", async () => {
+    const found = await difference(numbered(30_000), numbered(30_000).replace("\n15000\n", "\nx\n"));
+    assert.deepEqual(found, { lines: [...HEADER, "@@ -14997,7 +14997,7 @@", " 14997", " 14998", " 14999", "-15000", "+x", " 15001", " 15002", " 15003"], leftOut: 0 });
   });
   test("shows both sides where one is short", async () => {
     const found = await difference("only\n", numbered(30_000, "b"));
@@ -1566,6 +1598,12 @@ describe("the diff in the log", () => {
     const { stdout } = await gate(["--canonical", old, "--copy", now], { AUTO_SYNC_TOKEN: token });
     assert.doesNotMatch(stdout, /0123456/);
   });
+  test("does not repeat the token in a line that is full of it, nor as a name in the JSON", async () => {
+    const token = "tok_SECRET_0123456789abcdef0123456789abcd";
+    const [old, now] = [scratchFile("old.yaml", "providers: []\n"), scratchFile("now.yaml", `providers: [{name: ${token}}]\nx: yy${token.repeat(200)}\n`)];
+    const { stdout, stderr } = await gate(["--canonical", old, "--copy", now, "--json"], { AUTO_SYNC_TOKEN: token });
+    assert.doesNotMatch(stdout + stderr, /tok_SECRET/);
+  });
   test("is a sentence for line endings, without a word on the same data", async () => {
     const { stdout } = await gate(["--canonical", scratchFile("lf", "a: 1\n"), "--copy", scratchFile("crlf", "a: 1\r\n")]);
     assert.match(stdout, /^difference The two differ in nothing but line endings/m);
@@ -1621,6 +1659,10 @@ describe("the summary by name", () => {
     { name: "a key given twice", copy: "providers: [{name: a, x: 1, x: 2}]", why: /the copy has the key 'x' twice/ },
     { name: "a key that is no plain value", copy: "? [a]\n: 1", why: /a key that is not a plain value/ },
     { name: "a bomb of aliases", copy: bomb, why: /alias/ },
+    { name: "a directive, which could ask for another YAML", copy: `%YAML 1.1\n---\na: 1${":1".repeat(100_000)}`, why: /the copy has a YAML directive/ },
+    { name: "a tag on a mapping", copy: "a: !!set {b, c}", why: /the copy has a tag/ },
+    { name: "a tag on a value", copy: "a: !!timestamp 2001-01-01", why: /the copy has a tag/ },
+    { name: "keys that read the same", copy: 'runtimes: {1: a, "1": b}', why: /two keys of one mapping read the same/ },
     { name: "several documents", copy: "a: 1\n---\nb: 1", why: /not YAML/ },
     { name: "a scalar", copy: "just text", why: /the copy is not a mapping/ },
     { name: "an empty file", copy: "", why: /the copy is not a mapping/ },
@@ -1631,7 +1673,7 @@ describe("the summary by name", () => {
     { name: "two entries of one name", copy: "providers: [{name: a}, {name: a}]", why: /two providers of one name/ },
     { name: "runtimes that are no mapping", copy: "runtimes: [a]", why: /runtimes of the copy is not a mapping/ },
     { name: "nesting beyond the stack", copy: "[".repeat(100_000), why: /stack/ },
-    { name: "more than it is worth", copy: `a: ${"x".repeat(524_288)}`, why: /the copy has more than 524288 bytes/ },
+    { name: "more than it is worth", copy: `a: ${"x".repeat(262_144)}`, why: /the copy has more than 262144 bytes/ },
   ];
   for (const { name, copy, why } of leftOut) {
     test(`is left out for ${name}, and the verdict stands`, async () => {
@@ -1689,6 +1731,12 @@ describe("--write", () => {
     assert.deepEqual([statSync(copy).mode & 0o7777, statSync(pin).mode & 0o7777], [0o640, 0o755]);
     assert.match(stdout, /^verdict +in-sync: The copy is the canonical file again: wrote ".*providers\.yaml" and ".*pin\.go"\. Next: .*go generate \.\/\.\.\.\), then commit/m);
     assert.deepEqual(readdirSync(join(scratch, "write")).sort(), ["pin.go", "providers.yaml"]);
+  });
+  test("reports the copy and the pin as they are then", async () => {
+    const { argv } = workTree("report", { copy: OLD, pin: GO(DRIFTED_SUM) });
+    const { copy, pin } = await verdictOf(argv);
+    assert.match(JSON.stringify(copy), new RegExp(`"bytes":795,"sha256":"${CANONICAL_SUM}"`));
+    assert.match(JSON.stringify(pin), new RegExp(`"sha256":"${CANONICAL_SUM}"`));
   });
   test("touches nothing when nothing is to do", async () => {
     const { copy, pin, argv } = workTree("nothing", { copy: BODY, pin: GO(CANONICAL_SUM) });

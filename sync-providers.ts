@@ -26,7 +26,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { constants, type FileHandle, lstat, open } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 // Deno's global timers have neither refresh() nor unref().
 import { clearTimeout, setTimeout } from "node:timers";
 import { fileURLToPath } from "node:url";
@@ -333,8 +333,10 @@ Settings (environment; an empty one counts as unset):
   SYNC_DEBUG              1 prints the stack of an exception that nobody expected
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY, NODE_EXTRA_CA_CERTS as elsewhere in Node
 
-Exit codes: 0 in sync, or skipped for a fork's pull request; 1 drift, token missing or pin wrong;
-2 wrong flag or setting; 3 nothing could be compared.`;
+Verdicts and exit codes (when several hold, the first one counts):
+${Object.entries(STATUSES)
+  .map(([status, { exitCode, means }]) => `  ${exitCode}  ${status.padEnd(14)} ${means}`)
+  .join("\n")}`;
 
 /** Reads the flags. Throws a `usage` {@link Failure}. */
 function parseFlags(argv: readonly string[]): Flags {
@@ -359,6 +361,15 @@ function readSettings(flags: Flags, env: Env): Settings {
     if (flags[one] === undefined || flags[other] === undefined) continue;
     throw usage(`The flags --${one} and --${other} contradict each other.`, "Give one of them.");
   }
+  const copyPath =
+    flags.copy ?? setting(env, "SYNC_COPY_PATH", "workspace-server/internal/providers/providers.yaml");
+  const pinPath = flags.pin ?? (setting(env, "SYNC_PIN_PATH", "") || null);
+  if (pinPath !== null && resolve(pinPath) === resolve(copyPath)) {
+    throw usage(
+      "The settings SYNC_COPY_PATH and SYNC_PIN_PATH name one file.",
+      "Give the pin a file of its own.",
+    );
+  }
   const allowHttp = readSwitch(env, "SYNC_ALLOW_HTTP");
   const canonicalFile = flags.canonical ?? null;
   return {
@@ -372,9 +383,8 @@ function readSettings(flags: Flags, env: Env): Settings {
     path: readCanonicalPath(setting(env, "SYNC_CANONICAL_PATH", "internal/providers/providers.yaml")),
     ref: readRef(setting(env, "SYNC_CANONICAL_REF", "main")),
     canonicalFile,
-    copyPath:
-      flags.copy ?? setting(env, "SYNC_COPY_PATH", "workspace-server/internal/providers/providers.yaml"),
-    pinPath: flags.pin ?? (setting(env, "SYNC_PIN_PATH", "") || null),
+    copyPath,
+    pinPath,
     timeoutMs:
       1000 *
       readNumber(env, "SYNC_TIMEOUT_SECONDS", { pattern: /^\d+(\.\d+)?$/, fallback: 60, most: 86_400 }),
@@ -825,6 +835,8 @@ interface Fetching {
 interface Connection {
   readonly dispatcher: import("undici").Dispatcher;
   readonly end: AbortController;
+  /** Aborts when more sockets were made than any honest course of requests needs. */
+  readonly stormy: AbortSignal;
 }
 
 /** A request below `/api/v1/repos/{owner}/{name}`. */
@@ -853,6 +865,8 @@ const JSON_LIMIT = 1_048_576;
 const ERROR_BODY = { bytes: 4096, ms: 1000 };
 const MOST_RETRIES = 3;
 const MOST_MOVES = 2;
+/** One for every request at the most: commit, file, repository, two moves. Behind a proxy that hangs up, undici would make thousands. */
+const MOST_SOCKETS = 6;
 /** A part of the deadline, so that a silent first attempt leaves time for others. */
 const SILENCE_PER_DEADLINE = 1 / 4;
 /** The first back-off is one to two of these; at the default deadline half a second to one second. */
@@ -1060,7 +1074,7 @@ async function persist(fetching: Fetching, ask: Ask): Promise<Answer> {
 async function awaitRetry(fetching: Fetching, error: unknown, count: number): Promise<boolean> {
   if (!(error instanceof Failure) || error.retryAfterMs === null) return false;
   const left = fetching.deadline.endsAt - performance.now();
-  if (error.retryAfterMs >= left) {
+  if (error.retryAfterMs > 0 && error.retryAfterMs >= left) {
     const wait = `it asked to wait ${Math.ceil(error.retryAfterMs / 1000)} s, more than the deadline leaves`;
     throw unverified("server-error", `${error.message.replace(/\.$/, "")}, and ${wait}.`);
   }
@@ -1078,7 +1092,7 @@ async function attempt(fetching: Fetching, ask: Ask): Promise<Answer> {
   const connection = fetching.connection ?? (await connect(fetching.proxy));
   fetching.connection = connection;
   fetching.tally.attempts += 1;
-  const watch = watchSilence(fetching, ask);
+  const watch = watchAttempt(fetching, ask, connection);
   try {
     // A race, so that the time-outs hold whatever becomes of undici's own promises.
     const answer = await Promise.race([exchange(fetching, ask, { connection, watch }), watch.brokenOff]);
@@ -1134,11 +1148,14 @@ async function connect(proxy: Proxy): Promise<Connection> {
   setFlagsFromString("--liftoff-only");
   const { buildConnector, EnvHttpProxyAgent, Pool } = await import("undici");
   const { Socket } = await import("node:net");
-  const end = new AbortController();
+  const [end, storm] = [new AbortController(), new AbortController()];
   const build = buildConnector({ timeout: 0 });
+  let sockets = 0;
   // A signal among the connector's options would not do: node brings a socket to life again that is made after the
   // abort, and undici, for a request that was aborted, makes one.
   const connector: typeof build = (options, callback) => {
+    sockets += 1;
+    if (sockets > MOST_SOCKETS) storm.abort();
     const socket: unknown = build(options, callback);
     if (socket instanceof Socket) addAbortListener(end.signal, () => socket.destroy());
   };
@@ -1153,7 +1170,7 @@ async function connect(proxy: Proxy): Promise<Connection> {
     clientFactory: (origin) => new Pool(origin, { connect: connector }),
     requestTls: { timeout: 0 },
   });
-  return { dispatcher, end };
+  return { dispatcher, end, stormy: storm.signal };
 }
 
 /** Ends every socket at once, whatever undici still knows of it: an idle one would hold the exit back. */
@@ -1166,26 +1183,36 @@ function disconnect(fetching: Fetching): void {
 
 /** Watches one attempt. */
 interface Watch {
-  /** Rejects with the {@link Failure} when nothing arrived for a part of the deadline, or at the deadline. */
+  /**
+   * Rejects with the {@link Failure} when nothing arrived for a part of the deadline, at the deadline (at once where
+   * that is past), or in a storm of connections.
+   */
   readonly brokenOff: Promise<never>;
   /** Something arrived. */
   readonly feed: () => void;
   readonly stop: () => void;
 }
 
-function watchSilence({ deadline }: Fetching, ask: Ask): Watch {
+function watchAttempt({ deadline }: Fetching, ask: Ask, { stormy }: Connection): Watch {
   const ms = deadline.ms * SILENCE_PER_DEADLINE;
   const broken = new AbortController();
   const silence = unverified("timeout", `Cannot get ${ask.what}: nothing came for ${ms / 1000} s.`, 0);
-  const timer = setTimeout(() => broken.abort(silence), ms);
-  const onDeadline = () => broken.abort(deadline.signal.reason);
-  deadline.signal.addEventListener("abort", onDeadline);
+  const storm = unverified(
+    "unreachable",
+    `Cannot get ${ask.what}: the connection is lost again and again.`,
+    0,
+  );
   const brokenOff = new Promise<never>((_, reject) => {
     broken.signal.addEventListener("abort", () => reject(broken.signal.reason));
   });
+  const timer = setTimeout(() => broken.abort(silence), ms);
+  const watched = [
+    addAbortListener(deadline.signal, () => broken.abort(deadline.signal.reason)),
+    addAbortListener(stormy, () => broken.abort(storm)),
+  ];
   const stop = () => {
     clearTimeout(timer);
-    deadline.signal.removeEventListener("abort", onDeadline);
+    for (const listener of watched) listener[Symbol.dispose]();
   };
   return { brokenOff, feed: () => timer.refresh(), stop };
 }
@@ -1259,10 +1286,11 @@ function explainBreak(
   const code = codeOf(error);
   if (error instanceof Failure) return error;
   const found = `Cannot get ${at.what}: ${code}, ${quote(at.mask(textOf(error)))}.`;
-  if (PROTOCOL_CODE.test(code)) return unverified("bad-response", found);
-  if (at.answered || code === LENGTH_CODE) {
+  // An end that comes too early is a parser's error where the connection was to close.
+  if (at.answered || code === LENGTH_CODE || /Invalid EOF/.test(textOf(error))) {
     return unverified("bad-response", `Cannot get ${at.what}: the body broke off (${code}).`, 0);
   }
+  if (PROTOCOL_CODE.test(code)) return unverified("bad-response", found);
   // A certificate or a handshake does not mend itself between two attempts.
   return unverified("unreachable", found, PASSING_CODE.test(code) ? 0 : null);
 }
@@ -1452,6 +1480,8 @@ const DIFF_LIMIT = { lines: 200, bytes: 65_536, lineLength: 1000 };
 /** What a diff is searched for in, and how far: the cost grows with the square of the edits. */
 const SEARCH_LIMIT = { lines: 20_000, bytes: 2_097_152, edits: 1000 };
 const CONTEXT_LINES = 3;
+/** Lines around what differs in a large file: room for the library to shift a hunk, and its context. */
+const WIDE_MARGIN = 100;
 
 /** Says how to come from the canonical to the copy. Its work is bounded, however large or unlike the two are. */
 export async function explainDifference(
@@ -1481,11 +1511,11 @@ function decodeText(bytes: Buffer): string | null {
 
 /** A sentence when the two differ in nothing but line endings, byte-order mark or final newline; else null. */
 function describeFormat(canonical: string, copy: string): Difference | null {
-  const bare = (text: string) => text.replace(/^\ufeff/, "").replace(/\r?\n$/, "");
-  const plain = (text: string) => bare(text).replaceAll("\r\n", "\n");
+  const bare = (text: string) => text.replace(/^\ufeff/, "").replace(/(\r\n?|\n)$/, "");
+  const plain = (text: string) => bare(text).replace(/\r\n?/g, "\n");
   if (plain(canonical) !== plain(copy)) return null;
-  const counts = [canonical, copy].map((text) => text.match(/\r\n/g)?.length ?? 0);
-  const endings = `line endings (CRLF: ${counts[0]} in the canonical, ${counts[1]} in the copy; check .gitattributes)`;
+  const counts = [canonical, copy].map((text) => text.match(/\r/g)?.length ?? 0);
+  const endings = `line endings (carriage returns: ${counts[0]} in the canonical, ${counts[1]} in the copy; check .gitattributes)`;
   const parts = [
     bare(canonical) === bare(copy) ? "" : endings,
     nameChange("a byte-order mark", canonical.startsWith("\ufeff"), copy.startsWith("\ufeff")),
@@ -1508,23 +1538,26 @@ interface Hunks {
   readonly rest: number;
 }
 
-/** Looks for the diff only between what is common at both ends; gives up on a smallest one where that is dear. */
+/**
+ * Files of a usual size are compared whole; of larger ones, what differs with a wide margin around it. Where the
+ * search would be dear, all that differs goes and comes.
+ */
 async function diffLines(canonical: Buffer, copy: Buffer): Promise<Hunks> {
-  const { start, ends } = windowOf(canonical, copy);
-  const old = canonical.subarray(start, ends.canonical);
-  const now = copy.subarray(start, ends.copy);
-  const firstLine = 1 + countLines(canonical.subarray(0, start));
-  const isSmall = [old, now].every(
-    (part) => part.length <= SEARCH_LIMIT.bytes && countLines(part) <= SEARCH_LIMIT.lines,
-  );
-  if (isSmall) {
+  const margin = isSmall(canonical) && isSmall(copy) ? Number.POSITIVE_INFINITY : WIDE_MARGIN;
+  const wide = windowOf(canonical, copy, margin);
+  if (isSmall(wide.old) && isSmall(wide.now)) {
     const { structuredPatch } = await import("diff");
     const options = { context: CONTEXT_LINES, maxEditLength: SEARCH_LIMIT.edits };
-    const patch = structuredPatch("", "", old.toString(), now.toString(), "", "", options);
-    if (patch !== undefined)
-      return { lines: patch.hunks.flatMap((hunk) => formatHunk(hunk, firstLine - 1)), rest: 0 };
+    const patch = structuredPatch("", "", wide.old.toString(), wide.now.toString(), "", "", options);
+    if (patch !== undefined) {
+      return { lines: patch.hunks.flatMap((hunk) => formatHunk(hunk, wide.firstLine - 1)), rest: 0 };
+    }
   }
-  return replaceAll(old, now, firstLine);
+  return replaceAll(windowOf(canonical, copy, CONTEXT_LINES));
+}
+
+function isSmall(bytes: Buffer): boolean {
+  return bytes.length <= SEARCH_LIMIT.bytes && countLines(bytes) <= SEARCH_LIMIT.lines;
 }
 
 function formatHunk(
@@ -1539,12 +1572,13 @@ function formatHunk(
 }
 
 /** A true diff, if not the smallest: every line of the window goes, every line of the other comes. */
-function replaceAll(old: Buffer, now: Buffer, firstLine: number): Hunks {
+function replaceAll({ old, now, firstLine }: Window): Hunks {
   const head = (part: Buffer, sign: string) =>
     splitLines(part, DIFF_LIMIT.lines).map((line) => `${sign}${line}`);
   const [oldCount, newCount] = [linesIn(old), linesIn(now)];
+  const range = (count: number) => `${firstLine - (count === 0 ? 1 : 0)},${count}`;
   const lines = [
-    `@@ -${firstLine},${oldCount} +${firstLine},${newCount} @@`,
+    `@@ -${range(oldCount)} +${range(newCount)} @@`,
     ...head(old, "-"),
     ...(oldCount < DIFF_LIMIT.lines ? head(now, "+") : []),
   ];
@@ -1562,26 +1596,35 @@ function splitLines(bytes: Buffer, most: number): string[] {
   for (let start = 0; start < bytes.length && lines.length < most; ) {
     const newline = bytes.indexOf(NEWLINE, start);
     const end = newline === -1 ? bytes.length : newline;
-    lines.push(bytes.subarray(start, Math.min(end, start + 4 * DIFF_LIMIT.lineLength)).toString());
+    lines.push(bytes.subarray(start, Math.min(end, start + 64 * DIFF_LIMIT.lineLength)).toString());
     start = end + 1;
   }
   return lines;
 }
 
-/** The part that differs, in whole lines, with the context around it. What is before and after is common. */
-function windowOf(
-  canonical: Buffer,
-  copy: Buffer,
-): { start: number; ends: { canonical: number; copy: number } } {
+/** The part of both sides that differs, in whole lines, with a margin. What is before and after is common. */
+interface Window {
+  readonly old: Buffer;
+  readonly now: Buffer;
+  /** The number of its first line, from 1. */
+  readonly firstLine: number;
+}
+
+function windowOf(canonical: Buffer, copy: Buffer, margin: number): Window {
   const prefix = commonPrefix(canonical, copy);
   const suffix = commonSuffix(canonical.subarray(prefix), copy.subarray(prefix));
   let start = lineStart(canonical, prefix);
   let end = lineEnd(canonical, canonical.length - suffix);
-  for (let line = 0; line < CONTEXT_LINES; line += 1) {
+  for (let line = 0; line < margin && (start > 0 || end < canonical.length); line += 1) {
     start = lineStart(canonical, start - 1);
     end = lineEnd(canonical, end);
   }
-  return { start, ends: { canonical: end, copy: copy.length - (canonical.length - end) } };
+  const after = canonical.length - end;
+  return {
+    old: canonical.subarray(start, end),
+    now: copy.subarray(start, copy.length - after),
+    firstLine: 1 + countLines(canonical.subarray(0, start)),
+  };
 }
 
 /** Where the line begins that holds the index. */
@@ -1603,7 +1646,7 @@ function limitDiff(
   const shown = [...print.header];
   let bytes = Buffer.byteLength(shown.join());
   for (const line of lines) {
-    const safe = inertLine(print.mask(line.slice(0, 4 * DIFF_LIMIT.lineLength)));
+    const safe = inertLine(print.mask(line).slice(0, DIFF_LIMIT.lineLength + 1));
     const isLong = safe.length > DIFF_LIMIT.lineLength || line.length > DIFF_LIMIT.lineLength;
     const cut = isLong ? `${safe.slice(0, DIFF_LIMIT.lineLength)}…` : safe;
     bytes += Buffer.byteLength(cut) + 1;
@@ -1633,7 +1676,7 @@ export type Summarised =
   | { readonly leftOut: string };
 
 /** Parsing costs a second or so for each of these. */
-const SUMMARY_LIMIT = 524_288;
+const SUMMARY_LIMIT = 262_144;
 
 type Entries = ReadonlyMap<string, unknown>;
 
@@ -1655,13 +1698,19 @@ export async function summarise(canonical: Buffer, copy: Buffer): Promise<Summar
 
 async function parseFile(bytes: Buffer, name: string): Promise<Entries> {
   if (bytes.length > SUMMARY_LIMIT) throw new Error(`the ${name} has more than ${SUMMARY_LIMIT} bytes`);
+  // A directive could ask for YAML 1.1, whose numbers in sixties are read in quadratic time.
+  if (/^%/m.test(bytes.toString("latin1"))) throw new Error(`the ${name} has a YAML directive`);
   const { isScalar, parseDocument, visit } = await import("yaml");
   const options = { intAsBigInt: true, uniqueKeys: false, prettyErrors: false, logLevel: "error" } as const;
   const document = parseDocument(bytes.toString(), options);
   for (const error of document.errors) throw new Error(`the ${name} is not YAML: ${error.message}`);
   // The library's own check compares every key with every other: a minute for 256 KiB of them.
   visit(document, {
+    Value(_, { tag }) {
+      if (tag !== undefined) throw new Error(`the ${name} has a tag`);
+    },
     Map(_, map) {
+      if (map.tag !== undefined) throw new Error(`the ${name} has a tag`);
       const seen = new Set<unknown>();
       for (const { key } of map.items) {
         if (!isScalar(key)) throw new Error(`the ${name} has a key that is not a plain value`);
@@ -1676,8 +1725,11 @@ async function parseFile(bytes: Buffer, name: string): Promise<Entries> {
   throw new Error(`the ${name} is not a mapping`);
 }
 
+/** By the keys as text; 1 and "1" in one mapping could not be told apart. */
 function stringKeyed(map: ReadonlyMap<unknown, unknown>): Entries {
-  return new Map([...map].map(([key, value]) => [String(key), value]));
+  const entries = new Map([...map].map(([key, value]) => [String(key), value] as const));
+  if (entries.size < map.size) throw new Error("two keys of one mapping read the same");
+  return entries;
 }
 
 /** The entries of the list `providers`, by their names. */
@@ -2090,7 +2142,7 @@ export function toJson(document: unknown, mask: (text: string) => string): strin
     (_, value: unknown) => (typeof value === "string" ? mask(value) : value),
     2,
   );
-  return text.replace(/:{2,}|##(?=\[)|[\u007f-\u009f\p{Cf}\p{Zl}\p{Zp}]/gu, escapeUnits);
+  return mask(text).replace(/:{2,}|##(?=\[)|[\u007f-\u009f\p{Cf}\p{Zl}\p{Zp}]/gu, escapeUnits);
 }
 
 function escapeUnits(text: string): string {
@@ -2153,10 +2205,9 @@ function unexpected(run: Run, error: unknown, env: Env): Verdict {
   const stack = error instanceof Error ? String(error.stack) : "";
   if (env.SYNC_DEBUG === "1")
     for (const line of stack.split("\n")) log(`debug      ${inert(run.mask(line))}`);
-  const remedy =
-    codeOf(error) === "ERR_MODULE_NOT_FOUND"
-      ? "Install what the gate needs first: npm ci --omit=dev."
-      : "This is a fault of the gate: rerun with SYNC_DEBUG=1 and report what it prints.";
+  const remedy = codeOf(error).endsWith("MODULE_NOT_FOUND")
+    ? "Install what the gate needs first: npm ci --omit=dev."
+    : "This is a fault of the gate: rerun with SYNC_DEBUG=1 and report what it prints.";
   return {
     status: "unverified",
     reason: null,
@@ -2168,7 +2219,7 @@ function unexpected(run: Run, error: unknown, env: Env): Verdict {
 /** From the settings to the verdict: gather, write if that is asked for, judge, say what differs. */
 async function conclude(run: Run, settings: Settings, env: Env): Promise<[Verdict, ...Verdict[]]> {
   const evidence = await gather(run, settings, env);
-  if (settings.write) return concludeWrite(settings, evidence);
+  if (settings.write) return concludeWrite(run, settings, evidence);
   const found = judge(evidence);
   if (found[0].status === "drift" && run.copy !== null && run.canonical !== null) {
     run.summarised = await summarise(run.canonical.bytes, run.copy.bytes);
@@ -2178,15 +2229,17 @@ async function conclude(run: Run, settings: Settings, env: Env): Promise<[Verdic
   return found;
 }
 
-/** What came of a re-sync. Where evidence is missing that is the verdict, whatever the sides look like. */
-function concludeWrite(settings: Settings, evidence: Evidence): [Verdict, ...Verdict[]] {
+/** What came of a re-sync. Where evidence is missing, that is the verdict: the sides are not compared then. */
+function concludeWrite(run: Run, settings: Settings, evidence: Evidence): [Verdict, ...Verdict[]] {
   const written = resync(settings, evidence);
-  return written === null
-    ? judge({ ...evidence, canonical: withoutSide(evidence.canonical) })
-    : [tellWritten(written)];
+  if (written === null)
+    return judge({ ...evidence, copy: failureOf(evidence.copy), canonical: failureOf(evidence.canonical) });
+  run.copy = run.canonical;
+  if (run.pin !== null && run.copy !== null) run.pin = { ...run.pin, sha256: run.copy.sha256 };
+  return [tellWritten(written)];
 }
 
-function withoutSide(side: Side | Failure | null): Failure | null {
+function failureOf(side: Side | Failure | null): Failure | null {
   return side instanceof Failure ? side : null;
 }
 
@@ -2284,8 +2337,8 @@ function prepareCanonical(
 function describeProxy({ proxy, settings }: Fetching): string {
   if (proxy.url === "") return "";
   return settings.server.startsWith("https:")
-    ? ", by a proxy that sees no header"
-    : ", by a proxy that may read it, as http: is in clear";
+    ? " (HTTPS_PROXY, where it is used, sees no header)"
+    : " (HTTP_PROXY, where it is used, may read it: http: is in clear)";
 }
 
 /** Checks what a fetch needs before anything is read. Throws a `usage` {@link Failure}. */
