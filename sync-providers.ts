@@ -1677,6 +1677,8 @@ export type Summarised =
 
 /** Parsing costs a second or so for each of these. */
 const SUMMARY_LIMIT = 262_144;
+/** For each alias the library looks through the whole file. */
+const MOST_ALIASES = 200;
 
 type Entries = ReadonlyMap<string, unknown>;
 
@@ -1705,7 +1707,12 @@ async function parseFile(bytes: Buffer, name: string): Promise<Entries> {
   const document = parseDocument(bytes.toString(), options);
   for (const error of document.errors) throw new Error(`the ${name} is not YAML: ${error.message}`);
   // The library's own check compares every key with every other: a minute for 256 KiB of them.
+  let aliases = 0;
   visit(document, {
+    Alias() {
+      aliases += 1;
+      if (aliases > MOST_ALIASES) throw new Error(`the ${name} has more than ${MOST_ALIASES} aliases`);
+    },
     Value(_, { tag }) {
       if (tag !== undefined) throw new Error(`the ${name} has a tag`);
     },
