@@ -865,7 +865,10 @@ const JSON_LIMIT = 1_048_576;
 const ERROR_BODY = { bytes: 4096, ms: 1000 };
 const MOST_RETRIES = 3;
 const MOST_MOVES = 2;
-/** One for every request at the most: commit, file, repository, two moves. Behind a proxy that hangs up, undici would make thousands. */
+/**
+ * One for every request is the most that is needed: commit, file, repository, two moves. Behind a proxy that hangs
+ * up undici makes thousands.
+ */
 const MOST_SOCKETS = 6;
 /** A part of the deadline, so that a silent first attempt leaves time for others. */
 const SILENCE_PER_DEADLINE = 1 / 4;
@@ -1060,6 +1063,7 @@ async function persist(fetching: Fetching, ask: Ask): Promise<Answer> {
   if (!(outcome instanceof Failure)) return outcome;
   if (outcome.retryAfterMs === null) throw outcome;
   const { default: pRetry } = await import("p-retry");
+  // p-retry's first call gets the attempt that has failed, so that the library is loaded only to retry.
   const made = [first];
   return pRetry(() => made.pop() ?? attempt(fetching, ask), {
     retries: MOST_RETRIES,
@@ -1107,6 +1111,7 @@ async function attempt(fetching: Fetching, ask: Ask): Promise<Answer> {
   }
 }
 
+/** What {@link attempt} races against its time-outs; as the loser it runs on until its socket is gone. */
 async function exchange(
   fetching: Fetching,
   ask: Ask,
@@ -1139,7 +1144,8 @@ function headersFor(fetching: Fetching): Record<string, string> {
 
 /**
  * undici's own time-outs are off: they are a second coarse, know no total, and leave a socket that is still
- * connecting. The signal reaches into the connecting socket, TLS and the tunnel through a proxy included.
+ * connecting. Every socket is made by the one connector, to the server or to the proxy; TLS to the server within a
+ * proxy's tunnel stands on the proxy's socket and ends with it.
  */
 async function connect(proxy: Proxy): Promise<Connection> {
   // undici's parser is WebAssembly. V8 would optimise it in the background, and node waits for that at its exit:
@@ -1205,7 +1211,8 @@ function watchAttempt({ deadline }: Fetching, ask: Ask, { stormy }: Connection):
   const brokenOff = new Promise<never>((_, reject) => {
     broken.signal.addEventListener("abort", () => reject(broken.signal.reason));
   });
-  const timer = setTimeout(() => broken.abort(silence), ms);
+  // The run's own deadline holds the process, this timer does not: the loser of the race may feed it once more.
+  const timer = setTimeout(() => broken.abort(silence), ms).unref();
   const watched = [
     addAbortListener(deadline.signal, () => broken.abort(deadline.signal.reason)),
     addAbortListener(stormy, () => broken.abort(storm)),
@@ -1246,7 +1253,7 @@ async function readErrorBody(
   body: AsyncIterable<Buffer> & { destroy: () => unknown },
   ms: number,
 ): Promise<Buffer> {
-  const timer = setTimeout(() => body.destroy(), ms);
+  const timer = setTimeout(() => body.destroy(), ms).unref();
   const chunks: Buffer[] = [];
   try {
     for await (const chunk of body) {
