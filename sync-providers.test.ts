@@ -2274,6 +2274,19 @@ describe("the real command", { concurrency: 4 }, () => {
     assert.equal(ran.exitCode, 3, ran.stdout);
     assert.doesNotMatch(ran.stdout, /^verdict/m);
   });
+  test("is red when a library throws outside of every promise, without stack or token", async () => {
+    const preload = scratchFile(
+      "throws.mjs",
+      `import fs from "node:fs/promises"; import { syncBuiltinESMExports } from "node:module"; const real = fs.open; fs.open = (...args) => { setTimeout(() => { throw new Error("boom " + process.env.AUTO_SYNC_TOKEN) }); return new Promise((resolve) => setTimeout(resolve, 200)).then(() => real(...args)); }; syncBuiltinESMExports();`,
+    );
+    for (const token of [STAND_IN_TOKEN, ""]) {
+      const env = { ...MEASURED, ...(token === "" ? {} : { AUTO_SYNC_TOKEN: token }) };
+      const ran = await run([process.execPath, "--import", preload, ...measured(...LOCAL).slice(1)], env);
+      assert.equal(ran.exitCode, 3, ran.stdout);
+      assert.match(ran.stderr, /^::error::unverified: Cannot finish: "boom (\*\*\*|undefined)"\. .*report it\.$/m);
+      assert.doesNotMatch(ran.stderr, /^ +at /m);
+    }
+  });
   test("runs through a link and under a shortened name, and not when it is imported", async () => {
     const link = join(scratch, "gate.ts");
     symlinkSync(join(ROOT, "sync-providers.ts"), link);

@@ -1163,7 +1163,8 @@ async function connect(proxy: Proxy): Promise<Connection> {
     sockets += 1;
     if (sockets > MOST_SOCKETS) storm.abort();
     const socket: unknown = build(options, callback);
-    if (socket instanceof Socket) addAbortListener(end.signal, () => socket.destroy());
+    // With an error: undici takes a socket that closes without one for the end of its answer.
+    if (socket instanceof Socket) addAbortListener(end.signal, () => socket.destroy(new Error("ended")));
   };
   const dispatcher = new EnvHttpProxyAgent({
     httpProxy: proxy.url,
@@ -2400,8 +2401,18 @@ if (isMain(process.argv[1])) {
   // Whoever reads may go away early (EPIPE); the exit code still says it all.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
   const write: Writer = (line, stream) => process[stream].write(`${line}\n`);
+  // What a library throws outside of every promise: red, whatever the verdict, and without its stack.
+  let crashed = false;
+  process.on("uncaughtException", (error) => {
+    crashed = true;
+    const found = quote(masker((process.env.AUTO_SYNC_TOKEN ?? "").trim())(textOf(error)));
+    write(
+      `::error::unverified: Cannot finish: ${escapeData(found)}. This is a fault of the gate: report it.`,
+      "stderr",
+    );
+  });
   // No top-level await: in a package that is not "type": "module", tsx runs this file as CommonJS.
   main(process.argv.slice(2), process.env, write).then((exitCode) => {
-    process.exitCode = exitCode;
+    process.exitCode = crashed ? STATUSES.unverified.exitCode : exitCode;
   });
 }
