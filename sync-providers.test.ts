@@ -2495,7 +2495,7 @@ describe("for any JSON", () => {
 describe("the workflow", () => {
   const text = readFileSync(".gitea/workflows/sync-providers-yaml.yml", "utf8");
   const workflow = parseYaml(text);
-  const steps: Record<string, unknown>[] = Object.values(workflow.jobs as Record<string, { steps: Record<string, unknown>[] }>).flatMap((job) => job.steps);
+  const steps = jobsOf(text).flatMap(stepsOf);
   test("listens to the table's branches 1 to 3 and to nothing else", () => {
     assert.deepEqual(workflow.on, {
       pull_request: { types: ["opened", "synchronize", "reopened"] },
@@ -2508,7 +2508,7 @@ describe("the workflow", () => {
     assert.deepEqual(workflow.permissions, { contents: "read" });
     assert.equal(workflow.concurrency.group, "sync-providers-yaml-${{ github.ref }}");
     assert.deepEqual(
-      Object.values(workflow.jobs as Record<string, { "timeout-minutes": number }>).map((job) => job["timeout-minutes"]),
+      jobsOf(text).map((job) => job["timeout-minutes"]),
       [10],
     );
   });

@@ -5,9 +5,11 @@
  *   npx tsx sync-providers.ts [--help]
  *
  * Exit codes: 0 the copy is in sync, or a fork's pull request came without the secret (a warning);
- * 1 the copy drifted, its pin is wrong, or the token is missing; 2 a flag or a setting is wrong; 3 nothing could be compared.
+ * 1 the copy drifted, its pin is wrong, or the token is missing; 2 a flag or a setting is wrong; 3 nothing could
+ * be compared.
  *
- * The way through the file is the way of the data: settings, case table, wire, comparison, report, main.
+ * The way through the file is the way of the data, below what all share (statuses, text): settings, files, case
+ * table, wire, comparison, what differs in words, re-sync, report, main.
  */
 
 import { createHash, randomUUID } from "node:crypto";
@@ -54,9 +56,6 @@ export const STATUSES = {
   },
   "in-sync": { exitCode: 0, level: "none", means: "copy and canonical are the same bytes" },
 } as const;
-
-/** The name of a status: a key of {@link STATUSES}. */
-export type Status = keyof typeof STATUSES;
 
 /** Every reason of `unverified`, with what the reader of the log can do about it. */
 export const REMEDIES = {
@@ -1714,7 +1713,6 @@ async function parseFile(bytes: Buffer, name: string): Promise<Entries> {
   const options = { intAsBigInt: true, uniqueKeys: false, prettyErrors: false, logLevel: "error" } as const;
   const document = parseDocument(bytes.toString(), options);
   for (const error of document.errors) throw new Error(`the ${name} is not YAML: ${error.message}`);
-  // The library's own check compares every key with every other: a minute for 256 KiB of them.
   let aliases = 0;
   visit(document, {
     Alias() {
@@ -1726,6 +1724,7 @@ async function parseFile(bytes: Buffer, name: string): Promise<Entries> {
     },
     Map(_, map) {
       if (map.tag !== undefined) throw new Error(`the ${name} has a tag`);
+      // The library's own check compares every key with every other: a minute for 256 KiB of them.
       const seen = new Set<unknown>();
       for (const { key } of map.items) {
         if (!isScalar(key)) throw new Error(`the ${name} has a key that is not a plain value`);
