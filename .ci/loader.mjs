@@ -1,6 +1,7 @@
 /**
  * Lets node run the TypeScript files for the tests with nothing added to them. tsx appends code of its own to
- * every dynamic import, whose branches no test of this project could reach, and which would count as uncovered.
+ * every dynamic import, whose branches no test of this project could reach, and which would count as
+ * uncovered.
  */
 import { readFile } from "node:fs/promises";
 import { register } from "node:module";
