@@ -50,7 +50,7 @@ const LASTING = {
   "copy-unreadable":
     "Check SYNC_COPY_PATH, and that the checkout ran. For a first copy run the gate with --write.",
   "pin-unreadable": "Check SYNC_PIN_PATH: the file must hold exactly one sha256, a word of 64 hex digits.",
-  "token-malformed": "Set it again: the token alone, without quotes or line breaks.",
+  "token-malformed": "Set AUTO_SYNC_TOKEN again: the token alone, without quotes or line breaks.",
   "token-rejected":
     "Make a new token, as this one was revoked or has expired, and set the secret AUTO_SYNC_TOKEN.",
   "token-scope": "Give AUTO_SYNC_TOKEN the scope read:repository, for a user who may read the repository.",
@@ -1140,7 +1140,8 @@ function judgeToken({ context, token, requiresToken, copy, pin }: Evidence): Ver
   if (!requiresToken || token === "secret" || token === "job") return null;
   if (token === "malformed") {
     const found = "it is too long, or holds white space, control or non-ASCII characters. It was not sent";
-    return unverified("token-malformed", `Cannot use the token: ${found}.`).verdict;
+    const name = "the secret AUTO_SYNC_TOKEN (or, without it, SYNC_JOB_TOKEN)";
+    return unverified("token-malformed", `Cannot use ${name}: ${found}.`).verdict;
   }
   if (context.trusted) {
     const event = context.event === "" ? "no event" : `the event ${quote(context.event)}`;
