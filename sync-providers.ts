@@ -850,7 +850,7 @@ function proofOf({ headers, bytes }: ApiResponse): Canonical["proof"] {
   refuseLfsPointer(bytes, "the forge's answer for the file");
   // Gitea's ETag is the blob id. Any other (a proxy's own) says nothing about the bytes.
   const ids = [...etag.matchAll(/"([^"]*)"/g)].map(([, id = ""]) => id).filter((id) => OBJECT_ID.test(id));
-  for (const id of ids) {
+  for (const id of new Set(ids)) {
     const hash = createHash(id.length === 40 ? "sha1" : "sha256").update(`blob ${bytes.length}\0`);
     if (hash.update(bytes).digest("hex") !== id.toLowerCase())
       throw unfit(`its bytes do not have the blob id ${id} of its ETag, so they were damaged on the way`);
@@ -911,7 +911,8 @@ function followRedirect(session: Session, request: ApiRequest, location: string)
     unverified("redirected", `Cannot follow the redirect for ${request.what}: ${found}.`);
   const from = urlOf(session, request, session.repo);
   if (location === "" || !URL.canParse(location, from.href)) throw refuse("it names no place");
-  const to = new URL(location, from);
+  // Redacted again: the parser joins what a tab has parted, and decodes a host.
+  const to = new URL(session.run.redact(new URL(location, from).href));
   const place = quote(`${to.origin}${to.pathname}`);
   const repos = new URL(`${session.server}/api/v1/repos/`).pathname;
   const repo = to.pathname.slice(repos.length).split("/", 2).join("/");
@@ -1585,7 +1586,7 @@ function append(run: Run, name: "GITHUB_OUTPUT" | "GITHUB_STEP_SUMMARY", text: s
   const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = fs.constants;
   try {
     const file = fs.openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK);
-    fs.writeFileSync(file, text);
+    fs.writeFileSync(file, run.redact(text));
     fs.closeSync(file);
   } catch (error) {
     run.log(label("note", `Cannot write ${name} ${quote(path)}: ${errnoText(error)}. The verdict stands.`));
@@ -1671,7 +1672,7 @@ const UNATTENDED_EVENTS: ReadonlySet<string> = new Set(["schedule", "workflow_di
 /** At least as long as this, whatever the run's deadline leaves. */
 const ALARM_MS = 10_000;
 /** Gitea's largest page; the pages are bounded in case they never end. */
-const ISSUES = { perPage: 50, maxPages: 100, bytes: 16_777_216 };
+const ISSUES = { perPage: 50, maxPages: 100, bytes: 4_194_304 };
 
 /** What becomes of the issue. Could not check is not drift: such a verdict leaves it as it is. */
 function alarmOf({ status, reason }: Verdict): "raise" | "close" | "leave" {
@@ -1908,7 +1909,7 @@ async function fetchWith(run: Run, settings: Settings, whose: "secret" | "job"):
     run.log(label("token", `${name}, sent to ${server} and nowhere else${via}`));
     return fetchCanonical(session, settings);
   });
-  const isTheCopy = isHad(run.copy) && run.copy.bytes.equals(canonical.bytes);
+  const isTheCopy = isHad(run.copy) && canonical.bytes.length > 0 && run.copy.bytes.equals(canonical.bytes);
   if (canonical.proof !== "none" || isTheCopy) return canonical;
   throw unfit("it names no length, chunks or blob id, so it may be a part of the file");
 }
