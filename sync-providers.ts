@@ -910,16 +910,16 @@ function followRedirect(session: Session, request: ApiRequest, location: string)
   const refuse = (found: string) =>
     unverified("redirected", `Cannot follow the redirect for ${request.what}: ${found}.`);
   const from = urlOf(session, request, session.repo);
-  if (location === "" || !URL.canParse(location, from.href)) throw refuse("it names no place");
-  // Redacted again: the parser joins what a tab has parted, and decodes a host.
-  const to = new URL(session.run.redact(new URL(location, from).href));
+  // Redacted as the parser reads it, which joins what a tab has parted, and again as it decodes a host.
+  const joined = session.run.redact(location.replaceAll("\t", ""));
+  if (joined === "" || !URL.canParse(joined, from.href)) throw refuse("it names no place");
+  const to = new URL(session.run.redact(new URL(joined, from).href));
   const place = quote(`${to.origin}${to.pathname}`);
   const repos = new URL(`${session.server}/api/v1/repos/`).pathname;
   const repo = to.pathname.slice(repos.length).split("/", 2).join("/");
   const isSame = isRepoName(repo) && to.href === urlOf(session, request, repo).href;
   if (!isSame) throw refuse(`it leads to ${place}`);
-  const isEndless = repo === session.repo || session.redirectsLeft === 0;
-  if (isEndless) throw refuse(`it leads on and on, now to ${place}`);
+  if (repo === session.repo || session.redirectsLeft === 0) throw refuse(`it leads on and on, to ${place}`);
   const moved = `the repository ${quote(session.repo)} is now ${quote(repo)}`;
   session.run.log(label("moved", `${moved}: set SYNC_CANONICAL_REPO to that`));
   session.repo = repo;
@@ -1472,8 +1472,7 @@ function replacePinnedSum({ bytes, offset }: Pin, sha256: string): Buffer {
 
 /**
  * Writes the canonical bytes over the copy, then its sum into the pin, so that an interruption leaves a pin
- * that the gate reports. Writes only what is proven and differs; null where evidence is missing, which is the
- * verdict then.
+ * that the gate reports. Writes only what is proven and differs; null where evidence is missing.
  */
 function resync(run: Run, { copyPath }: Settings): Verdict | null {
   const { copy, canonical, pin } = run;
@@ -1523,7 +1522,7 @@ function explain(context: Context, token: TokenKind, isTokenDue: boolean): strin
   const compares = "compares: in-sync 0, drift 1, or unverified 3 when nothing can be compared";
   const local = `${compares}, as a local file stands in`;
   const job = context.trusted
-    ? `${compares}; token-missing 1 where the forge does not let it read the canonical repository`
+    ? `${compares}; token-missing 1 where it may not read the canonical repository`
     : "not tried, as the forge gives a fork's job no access";
   const missing = context.trusted
     ? "token-missing, exit code 1: an error, nothing is fetched"
@@ -1532,7 +1531,7 @@ function explain(context: Context, token: TokenKind, isTokenDue: boolean): strin
     describeContext(context),
     label("branch", `${context.branch} of 4, as the output and the JSON field of that name have it`),
     label("with", `AUTO_SYNC_TOKEN: ${compares}`),
-    label("job", `SYNC_JOB_TOKEN in its place: ${isTokenDue ? job : local}`),
+    label("job", `SYNC_JOB_TOKEN in its place, at its own forge: ${isTokenDue ? job : local}`),
     label("without", `AUTO_SYNC_TOKEN: ${isTokenDue ? missing : local}`),
     label("token", `${token}, in this environment`),
   ];
@@ -1563,8 +1562,9 @@ function formatMarkdown(verdict: Verdict): string {
 async function report(run: Run, [verdict, ...others]: Verdicts): Promise<Document> {
   const document = documentOf(run, verdict);
   const { lines: diff, said } = run.difference;
-  const names = run.summary?.said ?? [];
-  if (names.length === 0 && diff.length > 0) names.push("nothing differs by name: the diff shows what does");
+  const named = run.summary?.said ?? [];
+  const none = diff.length > 0 ? ["nothing differs by name: the diff shows what does"] : [];
+  const names = named.length > 0 ? named : none;
   const summary = names.map((line) => label("summary", line));
   const rest = said === "" ? [] : [label("difference", said)];
   // No command in the diff is obeyed until the random word returns.
@@ -1915,17 +1915,17 @@ async function fetchWith(run: Run, settings: Settings, whose: "secret" | "job"):
 }
 
 /**
- * True when this file is what was run, not imported. A script that is no file (its name without the
- * extension, its folder) was named in a way unknown here: then the gate runs, for a gate that does not run is
- * green.
+ * True when this file is what was run, not imported. What came by no name (standard input), or by one that is
+ * no file, was started in a way unknown here: then it runs, for a gate that does not run is green.
  */
-function isMain(script: string | undefined): script is string {
-  if (script === undefined) return false;
+function isMain(script: string): boolean {
+  const self = fileURLToPath(import.meta.url);
+  if (script === "") return !fs.existsSync(self);
   if (fs.statSync(script, { throwIfNoEntry: false })?.isFile() !== true) return true;
-  return fs.realpathSync.native(script) === fs.realpathSync.native(fileURLToPath(import.meta.url));
+  return fs.realpathSync.native(script) === fs.realpathSync.native(self);
 }
 
-const [, script] = process.argv;
+const [, script = ""] = process.argv;
 if (isMain(script)) {
   // Red until the verdict says otherwise: a run that ends on its way has compared nothing.
   process.exitCode = STATUSES.unverified.exitCode;
