@@ -1,1950 +1,3293 @@
 /**
- * sync-providers: turns a workflow red when a repository's copy of providers.yaml is no longer, byte for
- * byte, the canonical file of another, private repository on the same forge (Gitea, Forgejo).
+ * sync-providers: fails a workflow when a repository's copy of providers.yaml differs from the canonical file.
+ * The canonical file is in another, private repository on a Gitea or Forgejo server, by default the one that runs
+ * the job.
  *
- *   npx tsx sync-providers.ts [--help]
+ *   npx tsx sync-providers.ts --help
  *
- * Exit codes: 0 the copy is in sync, or a fork's pull request came without the secret (a warning); 1 drift, a
- * wrong pin, or no token; 2 a flag or a setting is wrong; 3 nothing could be compared.
+ * A run that compared nothing never passes. The one exception is a pull request from a fork: forks get no
+ * secrets, so the gate prints a warning and passes.
  *
- * Bottom-up: text, settings, files, case table, wire, verdict, difference, re-sync, report, alarm, main.
+ *   argv, env -> settings -> context (case table) -> evidence (copy, pin, canonical file) -> verdicts -> report
+ *
+ * No step changes what an earlier step made; `main` connects them. The sections, from the parts to the whole
+ * (every function stands above the code that calls it):
+ *
+ *   1. Statuses and verdicts     5. Context: the case table     9. Verdicts         13. Alarm: one issue
+ *   2. Text                      6. Gitea client               10. Differences      14. Main
+ *   3. Settings                  7. Canonical file             11. Re-sync          15. Process
+ *   4. Files                     8. Evidence                   12. Report
  */
 
 import { isUtf8 } from "node:buffer";
 import { createHash, randomUUID } from "node:crypto";
-import { setMaxListeners } from "node:events";
 import * as fs from "node:fs";
-import { lstat, open } from "node:fs/promises";
-import { Socket } from "node:net";
-import { basename, dirname, join, relative } from "node:path";
-// Deno's global timers have neither refresh() nor unref().
-import { clearTimeout, setTimeout } from "node:timers";
+import { open } from "node:fs/promises";
+import * as http from "node:http";
+import * as https from "node:https";
+import { BlockList, isIP, isIPv6, type Socket } from "node:net";
+import { dirname, join, normalize, relative } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { isDeepStrictEqual, parseArgs } from "node:util";
 import { setFlagsFromString } from "node:v8";
-import type { Dispatcher } from "undici";
+import type { buildConnector, Client, Dispatcher } from "undici";
 
-// ───────────────────────────── statuses ─────────────────────────────
+// ------------------------------------------------------------------------------------------------
+// 1. Statuses and verdicts
+// ------------------------------------------------------------------------------------------------
 
-/** The version of the gate, as `--version` and the `User-Agent` say it; equal to the one in package.json. */
-export const VERSION = "1.1.0";
+/** The version of the gate, the same as in package.json. It is part of the User-Agent. */
+export const VERSION = "2.0.0";
 
-/**
- * Every status the gate can end with: its exit code, the level of its annotation, what becomes of the alarm,
- * and what it says in a sentence. The order is the order of precedence: when several hold, the first is the
- * verdict.
- */
+/** Every status with its exit code. If several apply, the first one in this table is the verdict. */
 export const STATUSES = {
-  usage: { exitCode: 2, level: "error", alarm: "leave", means: "a flag or a setting is wrong" },
-  drift: { exitCode: 1, level: "error", alarm: "raise", means: "the bytes of copy and canonical differ" },
-  "token-missing": { exitCode: 1, level: "error", alarm: "raise", means: "no token in a trusted context" },
-  "pin-mismatch": { exitCode: 1, level: "error", alarm: "raise", means: "the copy is not what the pin says" },
-  unverified: { exitCode: 3, level: "error", alarm: "by reason", means: "nothing could be compared" },
-  skipped: { exitCode: 0, level: "warning", alarm: "leave", means: "a fork's pull request without a token" },
-  "in-sync": { exitCode: 0, level: "none", alarm: "close", means: "copy and canonical are the same bytes" },
+  usage: { exitCode: 2, annotation: "error", meaning: "a flag or setting is wrong" },
+  drift: { exitCode: 1, annotation: "error", meaning: "the copy and the canonical file differ" },
+  "token-missing": { exitCode: 1, annotation: "error", meaning: "a trusted run has no token" },
+  "pin-mismatch": { exitCode: 1, annotation: "error", meaning: "the copy is not what the pin says" },
+  unverified: { exitCode: 3, annotation: "error", meaning: "nothing could be compared" },
+  skipped: { exitCode: 0, annotation: "warning", meaning: "a pull request from a fork, without a token" },
+  "in-sync": { exitCode: 0, annotation: "none", meaning: "the copy and the canonical file are the same" },
 } as const;
 
-/** The reasons of `unverified` that last until somebody acts, with what the reader of the log can do. */
-const LASTING = {
-  "copy-unreadable":
-    "Check SYNC_COPY_PATH, and that the checkout ran. For a first copy run the gate with --write.",
-  "pin-unreadable": "Check SYNC_PIN_PATH: the file must hold exactly one sha256, a word of 64 hex digits.",
-  "token-malformed": "Set AUTO_SYNC_TOKEN again: the token alone, without quotes or line breaks.",
-  "token-rejected":
-    "Make a new token, as this one was revoked or has expired, and set the secret AUTO_SYNC_TOKEN.",
-  "token-scope": "Give AUTO_SYNC_TOKEN the scope read:repository, for a user who may read the repository.",
+export type Status = keyof typeof STATUSES;
+
+/** Every reason for `unverified`, with what to do about it. If several apply, the first one is the verdict. */
+export const REMEDIES = {
+  "copy-unreadable": "Check SYNC_COPY_PATH and the checkout. To create a first copy, run with --write.",
+  "pin-unreadable": "Check SYNC_PIN_PATH: the file must contain exactly one word of 64 hex digits.",
+  "write-failed": "Check the permissions and the free space of that folder.",
+  "token-malformed": "Set the secret again: the token alone, without quotes, spaces or line breaks.",
+  "token-rejected": "The token was revoked or has expired. Make a new one and store it as AUTO_SYNC_TOKEN.",
+  "token-scope": "Give the token the scope read:repository, and its user access to the repository.",
   "repo-not-visible":
-    "Check SYNC_CANONICAL_REPO and the user's access. The forge also hides it from a token for public " +
-    "repositories alone (its access must be All), and from a user without the enforced second factor.",
-  "ref-not-found": "Check SYNC_CANONICAL_REF: a branch, a tag or a commit of the canonical repository.",
-  "file-not-found": "Check SYNC_CANONICAL_PATH (or --canonical): was the file moved, or is it a directory?",
-  redirected: "Set SYNC_CANONICAL_SERVER and SYNC_CANONICAL_REPO to where the repository is now.",
-  "too-large": "Check that it is the right file, or raise SYNC_MAX_BYTES.",
+    "Check SYNC_CANONICAL_REPO and the token's access. With SYNC_ANONYMOUS=1 the repository must be public.",
+  "repo-archived": "Set SYNC_CANONICAL_REPO to the repository that replaced it.",
+  "ref-not-found": "Check SYNC_CANONICAL_REF: it must be a branch, a tag or a commit.",
+  "file-not-found": "Check SYNC_CANONICAL_PATH (or --canonical): the file may have been moved.",
+  redirected: "Set SYNC_CANONICAL_SERVER and SYNC_CANONICAL_REPO to the new place.",
+  "too-large": "Check that this is the right file, or raise SYNC_MAX_BYTES.",
+  unreachable: "Check SYNC_CANONICAL_SERVER, the network and the proxy, then rerun.",
+  timeout: "Rerun. If it happens again, check the server and the network, or raise SYNC_TIMEOUT_SECONDS.",
+  "server-error": "Rerun later. If it happens again, look at the server's log.",
+  "bad-response": "Check SYNC_CANONICAL_SERVER and any proxy or sign-in page in front of the server.",
 } as const;
 
-/** The reasons of `unverified` that may pass by themselves: the alarm is left as it is. */
-const PASSING = {
-  unreachable:
-    "Check name, port, proxy and certificate (NODE_EXTRA_CA_CERTS) of SYNC_CANONICAL_SERVER, then rerun.",
-  timeout: "Rerun; if it lasts, look at the forge and the network, or raise SYNC_TIMEOUT_SECONDS.",
-  "server-error": "Rerun later, as the forge is unwell or busy, and look at its log if it lasts.",
-  "bad-response":
-    "Check SYNC_CANONICAL_SERVER and whatever stands between the runner and the forge, then rerun.",
-} as const;
-
-/** Every reason of `unverified`, with what the reader of the log can do about it. */
-export const REMEDIES = { ...LASTING, ...PASSING } as const;
-
-/** Why nothing could be compared: a key of {@link REMEDIES}. */
 export type Reason = keyof typeof REMEDIES;
 
-/** Which side of a drift is no longer what the pin names. */
-export type Moved = "canonical" | "copy" | "both";
+/** Which side of a drift the pin matches. */
+export type PinMatches = "copy" | "canonical" | "neither";
 
-/** What the gate concludes. `message` is what was found, `remedy` is what to do next (may be empty). */
-export interface Verdict {
-  readonly status: keyof typeof STATUSES;
+/** What was found, and what to do about it (may be empty). */
+interface Finding {
   readonly message: string;
   readonly remedy: string;
-  /** Of `unverified`; absent after an exception that nobody expected. */
-  readonly reason?: Reason;
-  /** Of `drift`: the first line of the copy that differs. */
-  readonly line?: number;
-  /** Of `drift`: null when no pin can tell. */
-  readonly moved?: Moved | null;
 }
 
-/**
- * A fault that was foreseen. `retryAfterMs` is null when another attempt is pointless, else the time that
- * the forge asked to wait before it (0 when it asked for none).
- */
+export type Verdict =
+  | (Finding & { readonly status: Exclude<Status, "drift" | "unverified"> })
+  | (Finding & {
+      readonly status: "drift";
+      /** Counted from 1. */
+      readonly firstDifferingLine: number;
+      /** Null without a pin. */
+      readonly pinMatches: PinMatches | null;
+    })
+  | (Finding & {
+      readonly status: "unverified";
+      /** Null after an unexpected exception. */
+      readonly reason: Reason | null;
+    });
+
+/** The verdict, then the others that also apply. */
+export type Verdicts = readonly [Verdict, ...Verdict[]];
+
+/** Set if a request may be sent again. */
+interface RetryHint {
+  /** How long the server asked to wait, in milliseconds. */
+  readonly afterMs: number;
+}
+
+/** An expected failure: a setting, a file, the network or the server is at fault, not the gate. */
 export class Failure extends Error {
   readonly verdict: Verdict;
-  readonly retryAfterMs: number | null;
+  readonly retryHint: RetryHint | undefined;
 
-  constructor(verdict: Verdict, retryAfterMs: number | null = null) {
+  constructor(verdict: Verdict, retryHint?: RetryHint) {
     super(verdict.message);
     this.verdict = verdict;
-    this.retryAfterMs = retryAfterMs;
+    this.retryHint = retryHint;
   }
 }
 
-function usage(message: string, remedy: string): Failure {
+function usageFailure(message: string, remedy: string): Failure {
   return new Failure({ status: "usage", message, remedy });
 }
 
-function unverified(reason: Reason, message: string, retryAfterMs: number | null = null): Failure {
-  return new Failure({ status: "unverified", reason, message, remedy: REMEDIES[reason] }, retryAfterMs);
+interface FailureDetails {
+  readonly message: string;
+  /** Instead of the usual remedy of the reason. */
+  readonly remedy?: string | undefined;
+  readonly retryHint?: RetryHint | undefined;
 }
 
-/** Hands a foreseen {@link Failure} back as a value, so that the other evidence is still gathered. */
-function settle<T>(work: Promise<T>): Promise<T | Failure> {
-  return work.catch((error: unknown) => (error instanceof Failure ? error : Promise.reject(error)));
+function unverifiedFailure(reason: Reason, { message, remedy, retryHint }: FailureDetails): Failure {
+  return new Failure(
+    { status: "unverified", reason, message, remedy: remedy ?? REMEDIES[reason] },
+    retryHint,
+  );
 }
 
-// ───────────────────────── text and foreign data ─────────────────────────
+function reasonOf(verdict: Verdict): Reason | null {
+  return verdict.status === "unverified" ? verdict.reason : null;
+}
 
+/** Orders verdicts: by the table of statuses, then by the table of reasons. */
+function compareVerdicts(a: Verdict, b: Verdict): number {
+  const statuses = Object.keys(STATUSES);
+  const byStatus = statuses.indexOf(a.status) - statuses.indexOf(b.status);
+  if (byStatus !== 0) {
+    return byStatus;
+  }
+  const reasons = Object.keys(REMEDIES);
+  return reasons.indexOf(String(reasonOf(a))) - reasons.indexOf(String(reasonOf(b)));
+}
+
+/** Sorts verdicts by precedence. Without any, nothing was compared, and that never passes. */
+function toVerdicts(verdicts: readonly Verdict[]): Verdicts {
+  const [first, ...others] = [...verdicts].sort(compareVerdicts);
+  if (first === undefined) {
+    return [{ status: "unverified", reason: null, message: "Nothing was compared.", remedy: "" }];
+  }
+  return [first, ...others];
+}
+
+// ------------------------------------------------------------------------------------------------
+// 2. Text: redaction, escaping, quoting
+// ------------------------------------------------------------------------------------------------
+
+/** Replaces secrets by `***`. */
 export type Redact = (text: string) => string;
 
-/** Longest piece of foreign text that goes into a line, in characters: enough for a path or an error. */
-const QUOTE_LIMIT = 300;
-/** Shorter secrets are not redacted: they would blot out ordinary words. No forge issues either length. */
-const SECRET_LENGTH = { min: 8, max: 4096 };
+/** The allowed length of a token. Shorter text could be part of ordinary words; a longer one is no token. */
+const TOKEN_LENGTH = { min: 8, max: 4096 };
+
+/** A secret as it may appear in text: as it is, in base64 (alone), and percent-encoded. */
+function formsOfSecret(secret: string): string[] {
+  const bytes = Buffer.from(secret);
+  const base64 = bytes.toString("base64").replace(/=+$/, "");
+  // The text of the bytes, because encodeURIComponent throws on half a surrogate pair.
+  return [secret, base64, bytes.toString("base64url"), encodeURIComponent(bytes.toString())];
+}
 
 /**
- * Returns a function that takes secrets out of any text: as they are (in any case), in base64 and
- * percent-encoded. It belongs where foreign text comes in: after a cut or an escape, a part of a secret would
- * be left.
+ * Returns a function that redacts the given secrets, in upper or lower case. It is used where text comes in: after
+ * a cut or an escape, a part of a secret would no longer be recognized.
  */
 export function createRedactor(secrets: readonly string[]): Redact {
-  const formsOf = (bytes: Buffer) => {
-    const text = bytes.toString();
-    return [text, bytes.toString("base64"), bytes.toString("base64url"), encodeURIComponent(text)];
-  };
-  const isRedacted = ({ length }: string) => length >= SECRET_LENGTH.min && length <= SECRET_LENGTH.max;
-  const forms = secrets.filter(isRedacted).flatMap((secret) => formsOf(Buffer.from(secret)));
-  if (forms.length === 0) return (text) => text;
-  // The longest first: one may begin as another does.
-  const patterns = forms.map((form) => form.replace(/[^\w]/g, "\\$&")).sort((a, b) => b.length - a.length);
-  const pattern = new RegExp(patterns.join("|"), "gi");
+  const redacted = secrets.filter(({ length }) => length >= TOKEN_LENGTH.min && length <= TOKEN_LENGTH.max);
+  if (redacted.length === 0) {
+    return (text) => text;
+  }
+  const forms = redacted.flatMap(formsOfSecret);
+  // The longest first, because one form may begin with another.
+  forms.sort((a, b) => b.length - a.length);
+  const pattern = new RegExp(forms.map((form) => form.replace(/\W/g, "\\$&")).join("|"), "gi");
   return (text) => text.replace(pattern, "***");
 }
 
-/**
- * Makes text harmless for a log that runners read commands from: control, format and line-breaking characters
- * become visible escapes, and neither `::` nor `##[` is left (act splits a command at the last `::`, GitHub
- * at the first, and obeys `##[` anywhere). Nothing is deleted, so no two harmless parts can join to something
- * harmful.
- */
-export function escapeForLog(text: string): string {
-  const spelled = text.replace(/\[([\da-f:]{0,39})::([\da-f:]{0,39})\]/gi, spellOutAddress);
-  return escapeLogLine(spelled).replace(/:(?=:)/g, ": ");
-}
-
-/** The same for a line of its own, which keeps the `::` that no runner takes for the start of a command. */
-export function escapeLogLine(text: string): string {
-  return text
-    .replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, escapeCharacter)
-    .replace(/##(?=\[)/g, "# #")
-    .replace(/^(\s*):(?=:)/, "$1: ");
-}
-
-const ESCAPES: Readonly<Record<string, string>> = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
 function escapeCharacter(character: string): string {
-  return ESCAPES[character] ?? `\\u{${Number(character.codePointAt(0)).toString(16)}}`;
+  const names: Readonly<Record<string, string>> = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
+  return names[character] ?? `\\u{${Number(character.codePointAt(0)).toString(16)}}`;
 }
 
-/** An IPv6 address with the zeros that its `::` stands for: the same address, and it needs no escapes. */
-function spellOutAddress(_: string, start: string, end: string): string {
-  const groupsOf = (part: string) => part.split(":").filter((group) => group !== "");
-  const [before, after] = [groupsOf(start), groupsOf(end)];
-  const zeros = Array<string>(Math.max(0, 8 - before.length - after.length)).fill("0");
-  return `[${[...before, ...zeros, ...after].join(":")}]`;
+/**
+ * Makes control, format and line-breaking characters visible, and breaks up `##[`, which runners obey anywhere
+ * in a line. Text that was escaped before stays the same.
+ */
+function escapeControls(text: string): string {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, escapeCharacter).replace(/##(?=\[)/g, "# #");
 }
 
-/** Foreign text on one line: harmless, and no longer than the limit, whatever the escapes made of it. */
-function truncate(text: string): string {
-  const shown = escapeForLog(text.slice(0, QUOTE_LIMIT));
-  return shown.length > QUOTE_LIMIT || text.length > QUOTE_LIMIT ? `${shown.slice(0, QUOTE_LIMIT)}…` : shown;
+/** Escapes foreign text that is a line of its own. Runners obey `::` at the start of a line. */
+export function escapeLine(text: string): string {
+  return escapeControls(text).replace(/^(\s*):(?=:)/, "$1: ");
 }
 
-/** Foreign text as it stands inside a message: truncated, in double quotes. */
+/** Escapes foreign text inside a message. No `::` is left: act ends a command's properties at the last one. */
+export function escapeMessage(text: string): string {
+  return escapeControls(text).replace(/:(?=:)/g, ": ");
+}
+
+/** Cuts escaped text to a length. */
+function truncate(text: string, limit: number): string {
+  return text.length > limit ? `${text.slice(0, limit)}…` : text;
+}
+
+/** Enough for an ordinary path or error message. */
+const QUOTE_LIMIT = 120;
+
+/** Foreign text inside a sentence: escaped, cut, in double quotes. */
 export function quote(text: string): string {
-  return `"${truncate(text).replaceAll('"', "'")}"`;
+  // One more character than is shown, so that a cut is marked. The rest of a long text need not be escaped.
+  const beginning = text.slice(0, QUOTE_LIMIT + 1);
+  return `"${truncate(escapeMessage(beginning), QUOTE_LIMIT).replaceAll('"', "'")}"`;
 }
 
-/** Escapes the message of a workflow command (https://github.com/actions/toolkit, command.ts; act too). */
+/** Escapes the message of a workflow command (https://github.com/actions/toolkit, command.ts). */
 export function escapeData(text: string): string {
   return text.replaceAll("%", "%25").replaceAll("\r", "%0D").replaceAll("\n", "%0A");
 }
 
-/** Escapes a property of a workflow command. */
+/** Escapes a property of a workflow command (the same source). */
 export function escapeProperty(text: string): string {
   return escapeData(text).replaceAll(":", "%3A").replaceAll(",", "%2C");
 }
 
-/** Every mark that Markdown or HTML could read in a line becomes a character reference: it looks the same. */
-function escapeMarkdown(text: string): string {
-  return text.replace(/[&<>\\`*_[\]()#!|~@:.$]/g, (mark) => `&#${mark.charCodeAt(0)};`);
+/** A fenced block of Markdown. The fence is longer than any run of backticks inside, so nothing ends it early. */
+function fencedBlock(language: string, lines: readonly string[]): string[] {
+  let length = 3;
+  for (const backticks of lines.join("\n").match(/`+/g) ?? []) {
+    length = Math.max(length, backticks.length + 1);
+  }
+  const fence = "`".repeat(length);
+  return [fence + language, ...lines, fence];
 }
 
-function quoteForShell(text: string): string {
-  return /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+/** Foreign text as code in a cell of a Markdown table. */
+function codeCell(text: string): string {
+  return `\`${escapeMessage(text).replaceAll("`", "'").replaceAll("|", "\\|")}\``;
+}
+
+/** Quotes a word for a POSIX shell. */
+function quoteForShell(word: string): string {
+  return /^[\w./:@%+=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
+/**
+ * Quotes a path as a pattern of .gitattributes: globs are escaped, and a pattern with white space, a quote or a
+ * backslash is quoted in the style of C (gitattributes(5)).
+ */
+function quoteForGitAttributes(path: string): string {
+  const pattern = normalize(path).replace(/[\\*?[\]]|^!/g, "\\$&");
+  return /[\s"\\]|^#/.test(pattern) ? `"${pattern.replace(/["\\]/g, "\\$&")}"` : pattern;
+}
+
+function formatSeconds(ms: number): string {
+  return `${Math.ceil(ms / 100) / 10} s`;
+}
+
+/** The beginning of a sha256. */
+function shortHash(hash: string): string {
+  return hash.slice(0, 12);
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** The value at a path of own keys (never of a prototype) in foreign data, or undefined. */
-function valueAt(value: unknown, ...keys: string[]): unknown {
-  const step = (inner: unknown, key: string) =>
-    isRecord(inner) && Object.hasOwn(inner, key) ? inner[key] : undefined;
-  return keys.reduce(step, value);
+function isList(value: unknown): value is unknown[] {
+  return Array.isArray(value);
 }
 
-/**
- * Foreign JSON with the secrets taken out of its strings. Undefined for any error of the parser, its stack's
- * depth too. A byte-order mark before the JSON is tolerated.
- */
+/** Reads a value inside foreign data, by own keys only (never a prototype's). Undefined if there is none. */
+function valueAt(data: unknown, keys: readonly string[]): unknown {
+  let value = data;
+  for (const key of keys) {
+    if (!isRecord(value) || !Object.hasOwn(value, key)) {
+      return undefined;
+    }
+    value = value[key];
+  }
+  return value;
+}
+
+/** Parses foreign JSON and redacts its strings. Undefined if it is not JSON. A byte-order mark is ignored. */
 function parseJson(bytes: Buffer, redact: Redact): unknown {
+  const text = bytes.toString().replace(/^\uFEFF/, "");
   try {
-    const text = bytes.toString().replace(/^\uFEFF/, "");
-    return JSON.parse(text, (_, value: unknown) => (typeof value === "string" ? redact(value) : value));
+    return JSON.parse(text, (_key, value: unknown) => (typeof value === "string" ? redact(value) : value));
   } catch {
     return undefined;
   }
 }
 
-/** The `code` that Node, undici and OpenSSL put on their errors, or else the error's name. */
-function codeOf(error: unknown): string {
-  if (!(error instanceof Error)) return typeof error;
+/** The `code` of an error of Node, undici or OpenSSL, or else its name. */
+function errorCode(error: unknown): string {
+  if (!(error instanceof Error)) {
+    return typeof error;
+  }
   return "code" in error && typeof error.code === "string" ? error.code : error.name;
 }
 
-/** Node joins an IPv6 address and a port by a bare colon; several addresses that failed have no message. */
-function textOf(error: unknown): string {
-  if (error instanceof AggregateError) return error.errors.map(textOf).join("; ");
-  const text = error instanceof Error ? error.message : String(error);
-  return text.replace(/ ([\da-f:]{0,39}::[\da-f:]{0,39}):(\d+)/gi, " [$1]:$2");
+/** The message of an error. An AggregateError (several addresses failed) has none, but its parts do. */
+function errorText(error: unknown): string {
+  if (error instanceof AggregateError) {
+    return error.errors.map(errorText).join("; ");
+  }
+  return error instanceof Error ? error.message : String(error);
 }
 
-/** An id of the forge's. Unsafe integers are none: two of them may have become equal by rounding. */
-function isId(value: unknown): value is number {
-  return Number.isSafeInteger(value) && Number(value) > 0;
+/** What every step may use and none may change. */
+export interface Tools {
+  /** Prints a line that begins with a label: `copy       "a.yaml": 12 bytes`. */
+  readonly log: (label: string, text: string) => void;
+  /** Prints a line. */
+  readonly print: (line: string) => void;
+  readonly redact: Redact;
+  /** `performance.now()` at the start of the run, in milliseconds. */
+  readonly startedAt: number;
 }
 
-function plural(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
-}
+// ------------------------------------------------------------------------------------------------
+// 3. Settings
+// ------------------------------------------------------------------------------------------------
 
-function label(name: string, text: string): string {
-  return `${name.padEnd(10)} ${text}`;
-}
-
-// ───────────────────────────── settings ─────────────────────────────
-
-/** The environment, as `process.env` has it. */
+/** The environment, like `process.env`. */
 export type Env = Readonly<Record<string, string | undefined>>;
 
-/** A token as it arrived. The value of a malformed one is empty, so that it can reach nothing. */
-type Token = { readonly kind: "missing" | "malformed" | "present"; readonly value: string };
+/** A token from the environment. A malformed one has no value here, so it cannot be sent or printed. */
+export type Token =
+  | { readonly kind: "usable"; readonly value: string }
+  | { readonly kind: "malformed" }
+  | { readonly kind: "missing" };
 
-/** Everything the run is told from outside, checked. Paths are relative to the current directory. */
-export type Settings = ReturnType<typeof readSettings>;
+/** How the text of an option becomes its value. */
+interface ValueType {
+  /** Returns undefined for text that it cannot use. */
+  readonly parse: (text: string) => unknown;
+  /** What the text must be, for messages. */
+  readonly expected: string;
+}
 
-const VALUE = { type: "string" } as const;
-const SWITCH = { type: "boolean" } as const;
-const FILES = { event: VALUE, canonical: VALUE, copy: VALUE, pin: VALUE, replay: VALUE };
-const MODES = { explain: SWITCH, write: SWITCH, alarm: SWITCH, json: SWITCH, help: SWITCH, version: SWITCH };
-const FLAGS = { "event-name": VALUE, ...FILES, ...MODES };
+const textType = { parse: (text: string) => text, expected: "text" } satisfies ValueType;
 
-/** Two sources of one event; a rehearsal that would change something; two answers on one standard output. */
-const CONTRADICTIONS = {
-  replay: ["event", "write"],
-  explain: ["write", "json"],
-  alarm: ["write", "replay", "explain", "canonical"],
-} as const;
+const switchType = {
+  parse(text: string): boolean | undefined {
+    return text === "1" || text === "0" ? text === "1" : undefined;
+  },
+  expected: "1 or 0",
+} satisfies ValueType;
 
-type Flags = ReturnType<typeof parseArgs<{ options: typeof FLAGS }>>["values"];
+const tokenType = {
+  parse(text: string): Token {
+    if (text === "") {
+      return { kind: "missing" };
+    }
+    const isRightLength = text.length >= TOKEN_LENGTH.min && text.length <= TOKEN_LENGTH.max;
+    const isPlain = /^[\x21-\x7e]+$/.test(text) && !/^["']|["']$/.test(text);
+    return isRightLength && isPlain ? { kind: "usable", value: text } : { kind: "malformed" };
+  },
+  expected: "a token",
+} satisfies ValueType;
 
-const DEFAULT_REPO = "molecule-ai/molecule-controlplane";
-const DEFAULT_PATH = "internal/providers/providers.yaml";
-const DEFAULT_COPY = "workspace-server/internal/providers/providers.yaml";
+/** Seconds, as milliseconds. */
+const secondsType = {
+  parse(text: string): number | undefined {
+    const seconds = Number(text);
+    return /^\d+(\.\d+)?$/.test(text) && seconds > 0 && seconds <= 86_400 ? seconds * 1000 : undefined;
+  },
+  expected: "a number above 0, at most 86400",
+} satisfies ValueType;
 
-const HELP = `Usage: npx tsx sync-providers.ts [flags]
+const bytesType = {
+  parse(text: string): number | undefined {
+    const bytes = Number(text);
+    return /^\d+$/.test(text) && bytes > 0 && bytes <= 1_073_741_824 ? bytes : undefined;
+  },
+  expected: "a whole number above 0, at most 1073741824",
+} satisfies ValueType;
 
-Compares a repository's copy of providers.yaml with the canonical file, byte for byte.
+const refType = {
+  parse(text: string): string | undefined {
+    return /^\.{1,2}$|\p{Cc}/u.test(text) ? undefined : text;
+  },
+  expected: "a branch, a tag or a commit",
+} satisfies ValueType;
 
-Flags (a flag wins over its setting):
-  --event-name NAME   the event, instead of GITHUB_EVENT_NAME
-  --event FILE        its payload, instead of GITHUB_EVENT_PATH
-  --copy FILE         the copy, instead of SYNC_COPY_PATH
-  --canonical FILE    a local file stands in for the fetch: no token, no network
-  --pin FILE          the file that holds the copy's sha256, instead of SYNC_PIN_PATH
-  --replay FILE       a captured event: the payload itself, or an object with event_name and event
-  --explain           say what the gate decides for the event, with and without a token; exit code 0
-  --write             re-sync: replace the copy by the canonical file, then bump the pin
-  --alarm             keep one issue of this repository in step with a scheduled run's verdict
-  --json              one JSON document on standard output, the log on standard error
-  --help, --version
+/** A path inside a repository. A URL parser would remove empty segments, `.` and `..` (RFC 3986, 5.2.4). */
+const repositoryPathType = {
+  parse(text: string): string | undefined {
+    const hasBadSegment = text.split("/").some((segment) => /^\.{0,2}$/.test(segment));
+    return hasBadSegment || /\p{Cc}/u.test(text) ? undefined : text;
+  },
+  expected: 'a path without a leading slash and without ".."',
+} satisfies ValueType;
 
-Settings (environment; an empty one counts as unset):
-  AUTO_SYNC_TOKEN         the secret that reads the canonical repository (never a flag)
-  SYNC_JOB_TOKEN          the job's own token: tried where the secret is missing, and keeps the alarm's issue
-  SYNC_CANONICAL_SERVER   default: GITHUB_SERVER_URL
-  SYNC_CANONICAL_REPO     default: ${DEFAULT_REPO}
-  SYNC_CANONICAL_PATH     default: ${DEFAULT_PATH}
-  SYNC_CANONICAL_REF      default: main
-  SYNC_COPY_PATH          default: ${DEFAULT_COPY}
-  SYNC_PIN_PATH           default: none, no pin is checked
-  SYNC_TIMEOUT_SECONDS    default: 60, the whole run's deadline
-  SYNC_MAX_BYTES          default: 10485760
-  SYNC_ALLOW_HTTP         1 allows plain http: to another machine (the token travels in clear)
-  SYNC_DEBUG              1 prints the stack of an exception that nobody expected
-  HTTPS_PROXY, HTTP_PROXY, NO_PROXY, NODE_EXTRA_CA_CERTS as elsewhere in Node
+const repositoryType = {
+  parse(text: string): string | undefined {
+    return /^[\w.-]+\/[\w.-]+$/.test(text) ? repositoryPathType.parse(text) : undefined;
+  },
+  expected: "owner/name",
+} satisfies ValueType;
 
-Verdicts and exit codes (when several hold, the first one counts):
-${Object.entries(STATUSES)
-  .map(([status, { exitCode, means }]) => `  ${exitCode}  ${status.padEnd(14)} ${means}`)
-  .join("\n")}`;
+/** One row of the table: a flag, a setting, or both. */
+interface Option {
+  /** The name of the flag, without dashes. */
+  readonly flag?: string;
+  /** What follows the flag, for --help. Switches have none. */
+  readonly operand?: string;
+  /** The environment variable. */
+  readonly setting?: string;
+  readonly type: ValueType;
+  readonly default?: string;
+  readonly help: string;
+  /** When the re-sync command repeats this setting. Default: never. */
+  readonly repeatInResync?: "always" | "to fetch";
+}
 
+/** Every flag and setting. `--help` and the table in the README are printed from this table. */
+export const OPTIONS = {
+  eventName: {
+    flag: "event-name",
+    operand: "NAME",
+    setting: "GITHUB_EVENT_NAME",
+    type: textType,
+    default: "",
+    help: "the event of the run",
+  },
+  eventPath: {
+    flag: "event",
+    operand: "FILE",
+    setting: "GITHUB_EVENT_PATH",
+    type: textType,
+    help: "the event's payload",
+  },
+  secret: {
+    setting: "AUTO_SYNC_TOKEN",
+    type: tokenType,
+    default: "",
+    help: "the token that reads the canonical repository",
+  },
+  jobToken: {
+    setting: "SYNC_JOB_TOKEN",
+    type: tokenType,
+    default: "",
+    help: "the job's own token, for --alarm, and to read if AUTO_SYNC_TOKEN is not set",
+  },
+  anonymous: {
+    setting: "SYNC_ANONYMOUS",
+    type: switchType,
+    default: "0",
+    help: "1: the canonical repository is public, send no token",
+    repeatInResync: "to fetch",
+  },
+  canonicalServer: {
+    setting: "SYNC_CANONICAL_SERVER",
+    type: textType,
+    help: "the server of the canonical repository; default: GITHUB_SERVER_URL",
+    repeatInResync: "to fetch",
+  },
+  repo: {
+    setting: "SYNC_CANONICAL_REPO",
+    type: repositoryType,
+    default: "molecule-ai/molecule-controlplane",
+    help: "the canonical repository",
+    repeatInResync: "to fetch",
+  },
+  path: {
+    setting: "SYNC_CANONICAL_PATH",
+    type: repositoryPathType,
+    default: "internal/providers/providers.yaml",
+    help: "the canonical file in that repository",
+    repeatInResync: "to fetch",
+  },
+  ref: {
+    setting: "SYNC_CANONICAL_REF",
+    type: refType,
+    default: "main",
+    help: "the branch, tag or commit of the canonical file",
+    repeatInResync: "to fetch",
+  },
+  canonicalFile: {
+    flag: "canonical",
+    operand: "FILE",
+    type: textType,
+    help: "a local canonical file: nothing is fetched, and no token is needed",
+  },
+  copyPath: {
+    flag: "copy",
+    operand: "FILE",
+    setting: "SYNC_COPY_PATH",
+    type: textType,
+    default: "workspace-server/internal/providers/providers.yaml",
+    help: "the copy",
+    repeatInResync: "always",
+  },
+  pinPath: {
+    flag: "pin",
+    operand: "FILE",
+    setting: "SYNC_PIN_PATH",
+    type: textType,
+    help: "the file that contains the sha256 of the copy; default: no pin is checked",
+    repeatInResync: "always",
+  },
+  timeoutMs: {
+    setting: "SYNC_TIMEOUT_SECONDS",
+    type: secondsType,
+    default: "60",
+    help: "the deadline of the comparison",
+    repeatInResync: "to fetch",
+  },
+  maxBytes: {
+    setting: "SYNC_MAX_BYTES",
+    type: bytesType,
+    default: "10485760",
+    help: "the size limit of a file",
+    repeatInResync: "always",
+  },
+  allowHttp: {
+    setting: "SYNC_ALLOW_HTTP",
+    type: switchType,
+    default: "0",
+    help: "1: allow plain http: to another machine (the token is sent unencrypted)",
+    repeatInResync: "to fetch",
+  },
+  replayPath: {
+    flag: "replay",
+    operand: "FILE",
+    type: textType,
+    help: "a captured event: its payload, or an object with event_name and event",
+  },
+  write: {
+    flag: "write",
+    type: switchType,
+    default: "0",
+    help: "re-sync: replace the copy and update the pin",
+  },
+  alarm: {
+    flag: "alarm",
+    type: switchType,
+    default: "0",
+    help: "keep one issue up to date (default branch)",
+  },
+  json: { flag: "json", type: switchType, default: "0", help: "print JSON on stdout, and the log on stderr" },
+  help: { flag: "help", type: switchType, default: "0", help: "print this help" },
+  version: { flag: "version", type: switchType, default: "0", help: "print the version" },
+  jobServer: { setting: "GITHUB_SERVER_URL", type: textType, help: "the server that runs the job" },
+  jobRepo: { setting: "GITHUB_REPOSITORY", type: textType, default: "", help: "the repository of the job" },
+  jobRef: { setting: "GITHUB_REF", type: textType, default: "", help: "the branch or tag of the job" },
+  outputPath: { setting: "GITHUB_OUTPUT", type: textType, help: "the file for the step's outputs" },
+  stepSummaryPath: {
+    setting: "GITHUB_STEP_SUMMARY",
+    type: textType,
+    help: "the file for the step's summary",
+  },
+} as const satisfies Readonly<Record<string, Option>>;
+
+type OptionName = keyof typeof OPTIONS;
+type Parsed<Name extends OptionName> = Exclude<
+  ReturnType<(typeof OPTIONS)[Name]["type"]["parse"]>,
+  undefined
+>;
+
+/** The values of the table: undefined only where there is no default. */
+type OptionValues = {
+  readonly [Name in OptionName]: (typeof OPTIONS)[Name] extends { readonly default: string }
+    ? Parsed<Name>
+    : Parsed<Name> | undefined;
+};
+
+/** A proxy, and the environment variable that names it. */
+export interface Proxy {
+  /** Without user name and password. */
+  readonly url: URL;
+  readonly setting: string;
+  /** `user:password` */
+  readonly login: string | undefined;
+}
+
+/** A server that can be sent requests. */
+export interface Server {
+  /** The base URL, without a slash at the end. */
+  readonly url: string;
+  readonly proxy: Proxy | undefined;
+}
+
+/** The server that runs the job. Only the alarm needs it, so a wrong URL does not stop the comparison. */
+type JobServer =
+  | { readonly kind: "usable"; readonly server: Server }
+  | { readonly kind: "unusable"; readonly why: string };
+
+/** The settings of a run, checked. */
+export interface Settings extends Omit<OptionValues, "canonicalServer" | "jobServer"> {
+  /** Undefined if nothing can be fetched. */
+  readonly canonicalServer: Server | undefined;
+  readonly jobServer: JobServer;
+  /** True if the event name comes from --event-name, which wins over the name in a captured event. */
+  readonly hasEventNameFlag: boolean;
+  /** The command that re-syncs the copy with the settings of this run. */
+  readonly resyncCommand: string;
+}
+
+/** Flags that cannot be used together. */
+const CONTRADICTIONS = [
+  { flag: "replay", others: ["event", "write", "alarm"] },
+  { flag: "alarm", others: ["write", "canonical"] },
+];
+
+/** The text of `--help`. */
+export function formatHelp(): string {
+  const lines = [
+    "Usage: npx tsx sync-providers.ts [flags]",
+    "",
+    "Compares a repository's copy of providers.yaml with the canonical file, byte for byte.",
+    "",
+    "Settings and flags (a flag wins over its environment variable; an empty variable counts as unset):",
+  ];
+  for (const option of Object.values<Option>(OPTIONS)) {
+    const flag = option.flag === undefined ? "" : `--${option.flag} ${option.operand ?? ""}`.trim();
+    const names = [option.setting ?? "", flag].filter((name) => name !== "");
+    const hasDefault = option.type !== switchType && option.default !== undefined && option.default !== "";
+    lines.push(`  ${names.join(", ")}`);
+    lines.push(`      ${option.help}${hasDefault ? `; default: ${option.default}` : ""}`);
+  }
+  lines.push(
+    "  HTTPS_PROXY, HTTP_PROXY",
+    "      the proxy (http: or https:) for an https: or http: server; lower case wins",
+    "  NO_PROXY",
+    "      servers that need no proxy: host, .suffix or *, each with an optional port",
+    "  NODE_EXTRA_CA_CERTS",
+    "      a file with more trusted certificates, read by Node",
+  );
+  lines.push("", "Exit codes and statuses (if several apply, the first one is the verdict):");
+  for (const [status, { exitCode, meaning }] of Object.entries(STATUSES)) {
+    lines.push(`  ${exitCode}  ${status.padEnd(14)} ${meaning}`);
+  }
+  return lines.join("\n");
+}
+
+/** The flags that were given, by name. */
+type Flags = Readonly<Record<string, string | boolean | undefined>>;
+
+/** Parses the flags. Throws `usage` for flags that cannot be used. */
 function parseFlags(argv: readonly string[]): Flags {
+  const options: Record<string, { type: "string" | "boolean" }> = {};
+  for (const { flag, operand } of Object.values<Option>(OPTIONS)) {
+    if (flag !== undefined) {
+      options[flag] = { type: operand === undefined ? "boolean" : "string" };
+    }
+  }
   let flags: Flags;
   try {
-    flags = parseArgs({ args: [...argv], options: FLAGS }).values;
+    flags = parseArgs({ args: [...argv], options }).values as Flags;
   } catch (error) {
-    const [sentence = ""] = textOf(error).split(/\.\s|\n/, 1);
-    throw usage(`Cannot read the flags: ${truncate(sentence)}.`, "See --help.");
+    // Only the first sentence: the others explain positional arguments, and there are none.
+    const sentence = errorText(error).replace(/(\.\s|\n)[\s\S]*$/, "");
+    throw usageFailure(`Cannot read the flags: ${quote(sentence)}.`, "See --help.");
   }
-  for (const [flag, value] of Object.entries(flags))
-    if (String(value).trim() === "") throw usage(`The flag --${flag} is empty.`, "Give it a value.");
-  for (const one of ["replay", "explain", "alarm"] as const)
-    for (const other of flags[one] === undefined ? [] : CONTRADICTIONS[one])
-      if (flags[other] !== undefined)
-        throw usage(`The flags --${one} and --${other} contradict each other.`, "Give one of them.");
+  for (const { flag, others } of CONTRADICTIONS) {
+    const other = others.find((name) => flags[name] !== undefined);
+    if (flags[flag] !== undefined && other !== undefined) {
+      throw usageFailure(`Cannot use --${flag} and --${other} together.`, "Remove one of them.");
+    }
+  }
   return flags;
 }
 
+/** The value of an environment variable, trimmed; undefined if it is empty or unset. */
+function readVariable(env: Env, name: string): string | undefined {
+  const value = env[name]?.trim();
+  return value === "" ? undefined : value;
+}
+
+/** The text of an option, from its flag, its setting, or its default. */
+function textOfOption(
+  { flag, setting, default: fallback }: Option,
+  flags: Flags,
+  env: Env,
+): string | undefined {
+  const given = flag === undefined ? undefined : flags[flag];
+  if (given === true) {
+    return "1";
+  }
+  if (typeof given === "string") {
+    if (given.trim() === "") {
+      throw usageFailure(`Cannot use --${flag}: the value is empty.`, "Give it a value.");
+    }
+    return given;
+  }
+  const variable = setting === undefined ? undefined : readVariable(env, setting);
+  return variable ?? fallback;
+}
+
+const LOOPBACK = new BlockList();
+LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
+LOOPBACK.addAddress("::1", "ipv6");
+
+/** The host of a URL, without the brackets of an IPv6 address. */
+function hostOf({ hostname }: URL): string {
+  return hostname.replace(/^\[|\]$/g, "");
+}
+
+function isLoopback(url: URL): boolean {
+  const host = hostOf(url);
+  if (isIP(host) === 0) {
+    return host === "localhost" || host === "localhost.";
+  }
+  return LOOPBACK.check(host, isIPv6(host) ? "ipv6" : "ipv4");
+}
+
+/** What is wrong with the URL of a server, or undefined. */
+function serverFault(text: string, allowHttp: boolean): string | undefined {
+  if (!URL.canParse(text) || /[\s\\]/.test(text)) {
+    return "it is not a URL";
+  }
+  const url = new URL(text);
+  if (url.protocol !== "https:" && url.protocol !== "http:") {
+    return "it is neither an https: nor an http: URL";
+  }
+  if (url.username !== "" || url.password !== "") {
+    return "it contains a user name or a password";
+  }
+  if (/[?#]/.test(text)) {
+    return "it contains a query or a fragment";
+  }
+  if (/(^|\.)github\.com\.?$/.test(url.hostname)) {
+    return "GitHub's API is not supported, only that of Gitea and Forgejo";
+  }
+  if (url.protocol === "http:" && !allowHttp && !isLoopback(url)) {
+    return "plain http: would send the token unencrypted (SYNC_ALLOW_HTTP=1 allows it)";
+  }
+  return undefined;
+}
+
+function portOf({ port, protocol }: { port: string; protocol: string }): string {
+  if (port !== "") {
+    return port;
+  }
+  return protocol === "https:" ? "443" : "80";
+}
+
+/** True if NO_PROXY exempts the server: `*`, a host, or a `.suffix`, each with or without a port. */
+function isExemptFromProxy(noProxy: string, server: URL): boolean {
+  for (const entry of noProxy.toLowerCase().split(/[\s,]+/)) {
+    const host = entry.replace(/:\d+$/, "").replace(/^\*\./, ".");
+    const isSamePort = !/:\d+$/.test(entry) || entry.endsWith(`:${portOf(server)}`);
+    const isSameHost = host.startsWith(".") ? server.hostname.endsWith(host) : server.hostname === host;
+    if (entry === "*" || (isSameHost && isSamePort)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/** A proxy from an environment variable. Undefined if it cannot be used. */
+function parseProxy({ setting, text }: { setting: string; text: string }): Proxy | undefined {
+  try {
+    const url = new URL(text);
+    const login = `${decodeURIComponent(url.username)}:${decodeURIComponent(url.password)}`;
+    const hasLogin = url.username !== "";
+    url.username = "";
+    url.password = "";
+    const isSupported = url.protocol === "http:" || url.protocol === "https:";
+    return isSupported ? { url, setting, login: hasLogin ? login : undefined } : undefined;
+  } catch {
+    // It is not a URL, or the user name or password has a broken percent-escape.
+    return undefined;
+  }
+}
+
 /**
- * Checks the environment. Throws a `usage` {@link Failure} that names the setting; the value itself is shown
- * only where it cannot hold a credential.
+ * The environment variable that names the proxy for a server. The lower-case names win. A server on the loopback is never reached through a proxy, which would take `localhost` for its own machine.
  */
-function readSettings(flags: Flags, env: Env) {
-  const read = (name: string, rule: { or: string; wanted: string; is: (text: string) => boolean }) => {
-    const text = env[name] ?? rule.or;
-    if (rule.is(text)) return text;
-    const found = /[@:]/.test(text) ? "is a URL or holds a credential" : `is ${quote(text)}`;
-    throw usage(`Cannot use the setting ${name}: it ${found}.`, `Set it to ${rule.wanted}, or leave it out.`);
-  };
-  const isSwitch = (text: string) => text === "0" || text === "1";
-  const allowHttp = read("SYNC_ALLOW_HTTP", { or: "0", wanted: "1", is: isSwitch }) === "1";
-  const wanted = 'a path without a leading slash and without ".."';
-  const isSeconds = (text: string) => isAmount(text, { max: 86_400, pattern: /^\d+(\.\d+)?$/ });
-  const isBytes = (text: string) => isAmount(text, { max: 2 ** 30, pattern: /^\d+$/ });
-  const seconds = { or: "60", wanted: "a number above 0, 86400 at most", is: isSeconds };
-  const bytes = { or: "10485760", wanted: "a whole number above 0, 1073741824 at most", is: isBytes };
-  // The workflow's own setting is always checked; the runner's only where it is used.
-  const server = env.SYNC_CANONICAL_SERVER === undefined ? "GITHUB_SERVER_URL" : "SYNC_CANONICAL_SERVER";
-  const url = server === "GITHUB_SERVER_URL" && flags.canonical !== undefined ? undefined : env[server];
+function findProxySetting(env: Env, server: URL): { setting: string; text: string } | undefined {
+  const noProxy = readVariable(env, "no_proxy") ?? readVariable(env, "NO_PROXY") ?? "";
+  if (isLoopback(server) || isExemptFromProxy(noProxy, server)) {
+    return undefined;
+  }
+  const names = server.protocol === "https:" ? ["https_proxy", "HTTPS_PROXY"] : ["http_proxy", "HTTP_PROXY"];
+  for (const setting of names) {
+    const text = readVariable(env, setting);
+    if (text !== undefined) {
+      return { setting, text };
+    }
+  }
+  return undefined;
+}
+
+interface ServerSetting {
+  readonly setting: string;
+  readonly text: string;
+  readonly allowHttp: boolean;
+  /** False if nothing is sent: then it does not matter whether the proxy can be used. */
+  readonly needsProxy: boolean;
+}
+
+const SERVER_REMEDY = "Set it to the base URL of the server, such as https://git.example.com.";
+
+/** Reads the URL of a server and its proxy. Throws `usage`. */
+function readServer(env: Env, { setting, text, allowHttp, needsProxy }: ServerSetting): Server {
+  const fault = serverFault(text, allowHttp);
+  if (fault !== undefined) {
+    throw usageFailure(`Cannot use ${setting}: ${fault}.`, SERVER_REMEDY);
+  }
+  const url = text.replace(/\/+$/, "");
+  const proxySetting = findProxySetting(env, new URL(url));
+  if (proxySetting === undefined || !needsProxy) {
+    return { url, proxy: undefined };
+  }
+  const proxy = parseProxy(proxySetting);
+  if (proxy === undefined) {
+    throw usageFailure(
+      `Cannot use ${proxySetting.setting}: it is not the URL of an http: or https: proxy.`,
+      "Set it to http://host:port, or exempt the server with NO_PROXY.",
+    );
+  }
+  return { url, proxy };
+}
+
+/** The server of the canonical repository: SYNC_CANONICAL_SERVER, or else the one that runs the job. */
+function readCanonicalServer(env: Env, values: OptionValues): Server | undefined {
+  const { canonicalServer, jobServer, allowHttp, anonymous, secret, jobToken, canonicalFile, replayPath } =
+    values;
+  const isFetched = canonicalFile === undefined;
+  const hasToken = anonymous || secret.kind === "usable";
+  const needsProxy = isFetched && (hasToken || jobToken.kind === "usable");
+  if (canonicalServer !== undefined) {
+    return readServer(env, {
+      setting: "SYNC_CANONICAL_SERVER",
+      text: canonicalServer,
+      allowHttp,
+      needsProxy,
+    });
+  }
+  // A replay chooses the token as a runner would, and that depends on the server.
+  if (jobServer !== undefined && (isFetched || replayPath !== undefined)) {
+    return readServer(env, { setting: "GITHUB_SERVER_URL", text: jobServer, allowHttp, needsProxy });
+  }
+  if (isFetched && hasToken) {
+    throw usageFailure("Neither SYNC_CANONICAL_SERVER nor GITHUB_SERVER_URL is set.", SERVER_REMEDY);
+  }
+  return undefined;
+}
+
+function readJobServer(env: Env, { jobServer: text, allowHttp, alarm }: OptionValues): JobServer {
+  const setting = "GITHUB_SERVER_URL";
+  if (text === undefined) {
+    return { kind: "unusable", why: `${setting} is not set` };
+  }
+  try {
+    return { kind: "usable", server: readServer(env, { setting, text, allowHttp, needsProxy: alarm }) };
+  } catch (error) {
+    return { kind: "unusable", why: errorText(error).replace(/\.$/, "") };
+  }
+}
+
+type OptionTexts = Readonly<Record<string, string | undefined>>;
+
+/** The command that re-syncs: it repeats the settings of this run that matter for it and are not the default. */
+function formatResyncCommand(command: string, texts: OptionTexts): string {
+  const isLocal = texts.canonicalFile !== undefined;
+  const words: string[] = [];
+  if (!isLocal && texts.canonicalServer === undefined && texts.jobServer !== undefined) {
+    words.push(`SYNC_CANONICAL_SERVER=${quoteForShell(texts.jobServer)}`);
+  }
+  for (const [name, { setting, default: fallback, repeatInResync }] of Object.entries<Option>(OPTIONS)) {
+    const text = texts[name];
+    const matters = repeatInResync === "always" || (repeatInResync === "to fetch" && !isLocal);
+    if (matters && text !== undefined && text !== fallback) {
+      words.push(`${setting}=${quoteForShell(text)}`);
+    }
+  }
+  words.push(command, "--write");
+  if (texts.canonicalFile !== undefined) {
+    words.push("--canonical", quoteForShell(texts.canonicalFile));
+  }
+  return words.join(" ");
+}
+
+/** What the settings are read from. */
+interface SettingsSource {
+  readonly flags: Flags;
+  readonly env: Env;
+  /** How a person would start the gate again. */
+  readonly command: string;
+  readonly redact: Redact;
+}
+
+/** Reads and checks all settings. Throws a `usage` failure that names the setting. */
+export function readSettings({ flags, env, command, redact }: SettingsSource): Settings {
+  const texts: Record<string, string> = {};
+  const parsed: Record<string, unknown> = {};
+  for (const [name, option] of Object.entries<Option>(OPTIONS)) {
+    const text = textOfOption(option, flags, env);
+    if (text === undefined) {
+      continue;
+    }
+    // A token must be read as it is. Everything else may be printed, so secrets in it are redacted.
+    texts[name] = option.type === tokenType ? text : redact(text);
+    parsed[name] = option.type.parse(texts[name]);
+    if (parsed[name] === undefined) {
+      // The message does not repeat the text, which may contain a password.
+      const remedy = `Set it to ${option.type.expected}.`;
+      throw usageFailure(`Cannot use ${option.setting}: it is not ${option.type.expected}.`, remedy);
+    }
+  }
+  // The loop parsed every option with its own type, which the compiler cannot see.
+  const values = parsed as unknown as OptionValues;
   return {
-    eventName: flags["event-name"] ?? env.GITHUB_EVENT_NAME ?? "",
-    eventFlag: flags["event-name"],
-    eventPath: flags.event ?? env.GITHUB_EVENT_PATH,
-    replay: flags.replay,
-    canonicalFile: flags.canonical,
-    server: url === undefined ? null : checkServer(server, url, allowHttp),
-    allowHttp,
-    repo: read("SYNC_CANONICAL_REPO", { or: DEFAULT_REPO, wanted: "owner/name", is: isRepoName }),
-    path: read("SYNC_CANONICAL_PATH", { or: DEFAULT_PATH, wanted, is: isPath }),
-    ref: read("SYNC_CANONICAL_REF", { or: "main", wanted: "a branch, a tag or a commit", is: isRef }),
-    copyPath: flags.copy ?? env.SYNC_COPY_PATH ?? DEFAULT_COPY,
-    pinPath: flags.pin ?? env.SYNC_PIN_PATH,
-    timeoutMs: 1000 * Number(read("SYNC_TIMEOUT_SECONDS", seconds)),
-    maxBytes: Number(read("SYNC_MAX_BYTES", bytes)),
-    write: flags.write ?? false,
-    alarm: flags.alarm ?? false,
+    ...values,
+    canonicalServer: readCanonicalServer(env, values),
+    jobServer: readJobServer(env, values),
+    hasEventNameFlag: flags["event-name"] !== undefined,
+    resyncCommand: formatResyncCommand(command, texts),
   };
 }
 
-function isRepoName(text: string): boolean {
-  return /^[\w.-]+\/[\w.-]+$/.test(text) && isPath(text);
-}
+// ------------------------------------------------------------------------------------------------
+// 4. Files: the copy, the pin, a local canonical file
+// ------------------------------------------------------------------------------------------------
 
-/** No segment is empty, or one that a URL parser would take away (RFC 3986, dot segments). */
-function isPath(text: string): boolean {
-  return isRef(text) && text.split("/").every((segment) => !/^\.{0,2}$/.test(segment));
-}
-
-function isRef(text: string): boolean {
-  return !/^\.\.?$|[\p{Cc}\p{Cs}]/u.test(text);
-}
-
-function isAmount(text: string, { max, pattern }: { max: number; pattern: RegExp }): boolean {
-  return pattern.test(text) && Number(text) > 0 && Number(text) <= max;
-}
-
-/** The settings as the gate reads them: trimmed, an empty one unset, without the tokens. */
-function cleanEnv(env: Env, redact: Redact): Env {
-  const clean = Object.entries(env).map(([name, value = ""]) => [name, redact(value.trim())] as const);
-  const isKept = ([name, value]: readonly [string, string]) =>
-    value !== "" && name !== "AUTO_SYNC_TOKEN" && name !== "SYNC_JOB_TOKEN";
-  return Object.fromEntries(clean.filter(isKept));
-}
-
-function readToken(text: string): Token {
-  const value = text.trim();
-  const isUsable = /^[\x21-\x7e]+$/.test(value) && value.length <= SECRET_LENGTH.max;
-  if (isUsable) return { kind: "present", value };
-  return { kind: value === "" ? "missing" : "malformed", value: "" };
-}
-
-/** A base URL without its trailing slashes. One that is refused is not printed: it may hold a credential. */
-function checkServer(name: string, text: string, allowHttp: boolean): string {
-  const found = faultOf(text, allowHttp);
-  if (found === null) return text.replace(/\/+$/, "");
-  const remedy = "Set the forge's base URL, such as https://git.example.com.";
-  throw usage(`Cannot use the setting ${name}: it ${found}.`, remedy);
-}
-
-function faultOf(text: string, allowHttp: boolean): string | null {
-  if (!URL.canParse(text) || /[\s\\\p{Cc}]/u.test(text)) return "is not a URL";
-  const { protocol, username, password } = new URL(text);
-  if (protocol !== "https:" && protocol !== "http:") return "is neither an https: nor an http: URL";
-  if (username !== "" || password !== "") return "holds a user name or a password";
-  if (/[?#]/.test(text)) return "holds a query or a fragment";
-  if (protocol === "https:" || allowHttp || isLoopback(text)) return null;
-  return "is plain http: to another machine: the token would travel in clear (SYNC_ALLOW_HTTP=1 allows it)";
-}
-
-/** Sound because the URL parser has brought every way to write an IP address to this one form. */
-function isLoopback(url: string): boolean {
-  return /^(localhost\.?|\[::1\]|\[::ffff:7f.*\]|127(\.\d+){3})$/.test(new URL(url).hostname);
-}
-
-/**
- * The proxy for the server's scheme, empty for none; the lower-case names win, as in undici and curl. None is
- * asked for the loopback: it would take `localhost` for its own machine, and read what is sent in clear.
- */
-function readProxy(env: Env, server: string) {
-  const name = server.startsWith("https:") ? "HTTPS_PROXY" : "HTTP_PROXY";
-  const url = isLoopback(server) ? "" : (env[name.toLowerCase()] ?? env[name] ?? "");
-  // undici decodes the password, and would throw at a broken escape.
-  const isUsable = /^https?:\/\//i.test(url) && URL.canParse(url) && !/%(?![\da-f]{2})/i.test(url);
-  if (url === "" || isUsable) return { url, none: env.no_proxy ?? env.NO_PROXY ?? "" };
-  const remedy = "Set the proxy's URL with its scheme, http://host:port.";
-  throw usage(`Cannot use the setting ${name}: it is not a URL.`, remedy);
-}
-
-// ─────────────────────────────── files ───────────────────────────────
-
-/** One side of the comparison: how messages call it (quoted, harmless), its bytes, their sum in hex. */
-export interface Side {
-  readonly name: string;
+/** The content of a file. */
+export interface FileContent {
+  readonly path: string;
   readonly bytes: Buffer;
+  /** In hex. */
   readonly sha256: string;
 }
 
-/** The pin file, and the sha256 that it names in lower-case hex; `offset` is its place in `bytes`. */
-export interface Pin extends Side {
+/** The canonical file: a local one, or one from the server. */
+export interface Canonical extends FileContent {
+  /** Null for a local file. */
+  readonly commit: string | null;
+  /** True if a blob id proves that these are the file's own bytes, or if the file is a local one. */
+  readonly isProven: boolean;
+}
+
+/** The pin: a sha256 inside a file, in lower case, and its place in that file. */
+export interface Pin {
   readonly path: string;
+  readonly sha256: string;
+  readonly fileBytes: Buffer;
+  /** In bytes. */
   readonly offset: number;
 }
 
-const ERRNO: Readonly<Record<string, string>> = {
-  ENOENT: "there is no such file",
-  ENOTDIR: "a part of the path is not a directory",
-  EACCES: "permission denied",
-  ELOOP: "it is a symbolic link",
-  ENAMETOOLONG: "its name is too long",
-};
-function errnoText(error: unknown): string {
-  return ERRNO[codeOf(error)] ?? codeOf(error);
-}
+/** An input of the comparison. */
+export type Input<T> =
+  | { readonly kind: "read"; readonly value: T }
+  | { readonly kind: "failed"; readonly failure: Failure }
+  | { readonly kind: "not needed"; readonly why: string };
 
-/**
- * Reads a regular file, and never waits for a named pipe. `refuse` makes the error out of what was found. A
- * link is refused where it could point anywhere on the runner.
- */
-async function readRegularFile(
-  path: string,
-  options: { limit: number; link: "follow" | "refuse"; refuse: (found: string, reason?: Reason) => Failure },
-): Promise<Buffer> {
-  const { limit, link, refuse } = options;
-  const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants;
+/** Turns an expected failure into a value, so that the other inputs are still read. */
+async function toInput<T>(work: Promise<T>): Promise<Input<T>> {
   try {
-    const file = await open(path, O_RDONLY | O_NONBLOCK | (link === "follow" ? 0 : O_NOFOLLOW));
-    try {
-      const stat = await file.stat();
-      if (!stat.isFile()) throw refuse(stat.isDirectory() ? "it is a directory" : "it is not a regular file");
-      const bytes = stat.size > limit ? null : await file.readFile();
-      if (bytes !== null && bytes.length <= limit) return bytes;
-      throw refuse(`it has ${plural(bytes?.length ?? stat.size, "byte")}, more than ${limit}`, "too-large");
-    } finally {
-      await file.close();
-    }
+    return { kind: "read", value: await work };
   } catch (error) {
-    throw error instanceof Failure ? error : refuse(errnoText(error));
+    if (error instanceof Failure) {
+      return { kind: "failed", failure: error };
+    }
+    throw error;
   }
 }
 
-function sideOf(name: string, bytes: Buffer): Side {
-  return { name, bytes, sha256: createHash("sha256").update(bytes).digest("hex") };
+/** An error of the file system in plain words. */
+function describeFileError(error: unknown): string {
+  const texts: Readonly<Record<string, string>> = {
+    ENOENT: "no such file or directory",
+    ENOTDIR: "a part of the path is not a directory",
+    EACCES: "permission denied",
+    ELOOP: "it is a symbolic link",
+  };
+  return texts[errorCode(error)] ?? errorText(error);
 }
 
-/** Reads the copy. Null where a re-sync is to create it; a dangling link is there. */
-async function readCopy({ copyPath, maxBytes, write }: Settings): Promise<Side | null> {
-  const name = quote(copyPath);
-  const refuse = (found: string, reason: Reason = "copy-unreadable") =>
-    unverified(reason, `Cannot read the copy ${name}: ${found}.`);
-  if (write && (await lstat(copyPath).catch(codeOf)) === "ENOENT") return null;
-  return sideOf(name, await readRegularFile(copyPath, { limit: maxBytes, link: "refuse", refuse }));
+/** The code of the system's error for a file that is too large. */
+const TOO_LARGE = "EFBIG";
+
+interface FileToRead {
+  readonly path: string;
+  readonly maxBytes: number;
+  /** A link in a repository could make the gate read another file of the runner. Folders may be links. */
+  readonly links: "follow" | "refuse";
 }
 
-/** Reads the pin. The place of the sum in it is not prescribed: a Go constant, a sha256sum file. */
-async function readPin(path: string, limit: number): Promise<Pin> {
-  const refuse = (found: string) =>
-    unverified("pin-unreadable", `Cannot read the pin ${quote(path)}: ${found}.`);
-  const bytes = await readRegularFile(path, { limit, link: "refuse", refuse });
-  // Latin-1 keeps every byte in its place.
-  const words = [...bytes.toString("latin1").matchAll(/(?<!\w)[\da-f]{64}(?!\w)/gi)];
-  const [word] = words;
-  if (word === undefined) throw refuse("it holds no word of 64 hex digits");
-  if (words.length > 1) throw refuse(`it holds ${words.length} words of 64 hex digits, and may hold one`);
-  return { name: quote(path), path, sha256: word[0].toLowerCase(), bytes, offset: word.index };
-}
-
-async function readLocalCanonical(path: string, limit: number): Promise<Side> {
-  const refuse = (found: string, reason: Reason = "file-not-found") =>
-    unverified(reason, `Cannot read the canonical file ${quote(path)}: ${found}.`);
-  const bytes = await readRegularFile(path, { limit, link: "follow", refuse });
-  refuseLfsPointer(bytes, quote(path));
-  return sideOf(quote(path), bytes);
-}
-
-/** https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: the first line of every pointer file. */
-function refuseLfsPointer(bytes: Buffer, name: string): void {
-  if (!bytes.subarray(0, 43).equals(Buffer.from("version https://git-lfs.github.com/spec/v1\n"))) return;
-  throw unverified("bad-response", `Cannot use ${name}: it is a Git LFS pointer, not the file's own bytes.`);
-}
-
-/**
- * Refuses copy and pin that are one file, and for a re-sync any two of the three: another spelling, a linked
- * folder or a hard link hides it from a comparison of paths.
- */
-function refuseSameFile({ copyPath, pinPath, canonicalFile, write }: Settings): void {
-  const files = { copy: copyPath, pin: pinPath, "canonical file": write ? canonicalFile : undefined };
-  const names = new Map<string, string>();
-  for (const [name, path] of Object.entries(files)) {
-    if (path === undefined) continue;
-    const other = names.get(identityOf(path));
-    const found = `The ${other} and the ${name} ${quote(path)} are one file.`;
-    if (other !== undefined) throw usage(found, "Give each a file of its own.");
-    names.set(identityOf(path), name);
+/** Reads a regular file. Never waits for a named pipe. Throws errors of the file system. */
+async function readRegularFile({ path, maxBytes, links }: FileToRead): Promise<Buffer> {
+  const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants;
+  const file = await open(path, O_RDONLY | O_NONBLOCK | (links === "follow" ? 0 : O_NOFOLLOW));
+  try {
+    const stat = await file.stat();
+    if (!stat.isFile()) {
+      throw new Error(stat.isDirectory() ? "it is a directory" : "it is not a regular file");
+    }
+    // Files in /proc have a size of 0, so the bytes are counted too.
+    const bytes = stat.size > maxBytes ? undefined : await file.readFile();
+    const size = bytes?.length ?? stat.size;
+    if (bytes === undefined || size > maxBytes) {
+      const message = `it has ${size} bytes, more than the limit of ${maxBytes}`;
+      throw Object.assign(new Error(message), { code: TOO_LARGE });
+    }
+    return bytes;
+  } finally {
+    await file.close();
   }
 }
 
-/** Device and inode, or where there is no file yet, its name below those of its folder. */
-function identityOf(path: string): string {
+/** Reads a file of the comparison. `name` and `reason` are used in the failure. */
+async function readInputFile(
+  file: FileToRead,
+  { name, reason }: { name: string; reason: Reason },
+): Promise<Buffer> {
+  try {
+    return await readRegularFile(file);
+  } catch (error) {
+    const message = `Cannot read the ${name} ${quote(file.path)}: ${describeFileError(error)}.`;
+    throw unverifiedFailure(errorCode(error) === TOO_LARGE ? "too-large" : reason, { message });
+  }
+}
+
+function toFileContent(path: string, bytes: Buffer): FileContent {
+  return { path, bytes, sha256: createHash("sha256").update(bytes).digest("hex") };
+}
+
+/** True for a Git LFS pointer (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md). */
+function isLfsPointer(bytes: Buffer): boolean {
+  const firstLine = "version https://git-lfs.github.com/spec/v1\n";
+  return bytes.subarray(0, firstLine.length).equals(Buffer.from(firstLine));
+}
+
+async function readCopy({ copyPath: path, maxBytes }: Settings): Promise<FileContent> {
+  const reason = "copy-unreadable";
+  const bytes = await readInputFile({ path, maxBytes, links: "refuse" }, { name: "copy", reason });
+  if (isLfsPointer(bytes)) {
+    throw unverifiedFailure(reason, {
+      message: `Cannot use the copy ${quote(path)}: it is a Git LFS pointer.`,
+      remedy: "Check out with lfs: true, or keep the file out of Git LFS.",
+    });
+  }
+  return toFileContent(path, bytes);
+}
+
+/** Reads the pin. It may be anywhere in its file: in a Go constant, in the output of sha256sum. */
+async function readPin(path: string, { maxBytes }: Settings): Promise<Pin> {
+  const reason = "pin-unreadable";
+  const fileBytes = await readInputFile({ path, maxBytes, links: "refuse" }, { name: "pin", reason });
+  // In Latin-1 every byte is one character, so the index of a match is an offset in the bytes.
+  const matches = [...fileBytes.toString("latin1").matchAll(/(?<!\w)[\da-f]{64}(?!\w)/gi)];
+  const match = matches[0];
+  if (match === undefined || matches.length > 1) {
+    const problem = `it contains ${matches.length} words of 64 hex digits`;
+    throw unverifiedFailure(reason, { message: `Cannot use the pin ${quote(path)}: ${problem}.` });
+  }
+  return { path, sha256: match[0].toLowerCase(), fileBytes, offset: match.index };
+}
+
+async function readLocalCanonical(path: string, { maxBytes }: Settings): Promise<Canonical> {
+  const naming = { name: "canonical file", reason: "file-not-found" } as const;
+  const bytes = await readInputFile({ path, maxBytes, links: "follow" }, naming);
+  if (isLfsPointer(bytes)) {
+    const message = `Cannot use the canonical file ${quote(path)}: it is a Git LFS pointer.`;
+    throw unverifiedFailure("bad-response", { message, remedy: "Fetch the file with git lfs pull." });
+  }
+  return { ...toFileContent(path, bytes), commit: null, isProven: true };
+}
+
+/** True if there is nothing at the path, not even a dangling link. */
+function isMissing(path: string): boolean {
+  try {
+    fs.lstatSync(path);
+    return false;
+  } catch (error) {
+    return errorCode(error) === "ENOENT";
+  }
+}
+
+/** Device and inode of a file, or undefined if it cannot be found. */
+function identityOfFile(path: string): string | undefined {
   try {
     const { dev, ino } = fs.statSync(path, { bigint: true });
     return `${dev}:${ino}`;
   } catch {
-    // Whoever reads or writes it will say what is wrong with it.
-    return `${identityOf(dirname(path))}/${basename(path)}`;
+    return undefined;
   }
 }
 
-// ───────────────────────────── case table ─────────────────────────────
+/** Throws `usage` if two of the files are one file. A file compared with itself proves nothing. */
+function checkDifferentFiles({ copyPath, pinPath, canonicalFile }: Settings): void {
+  const paths = { copy: copyPath, pin: pinPath, "canonical file": canonicalFile };
+  const names = new Map<string, string>();
+  for (const [name, path] of Object.entries(paths)) {
+    const identity = path === undefined ? undefined : identityOfFile(path);
+    if (identity === undefined) {
+      continue;
+    }
+    const other = names.get(identity);
+    if (other !== undefined) {
+      throw usageFailure(`The ${other} and the ${name} are the same file.`, "Use a different file for each.");
+    }
+    names.set(identity, name);
+  }
+}
 
-/** What the case table says of an event (empty when there is none): its row, and why, without a full stop. */
+// ------------------------------------------------------------------------------------------------
+// 5. Context: the case table
+// ------------------------------------------------------------------------------------------------
+
+/** A row of the case table, for the event of this run. */
 export interface Context {
+  /** Empty if there is none. */
   readonly event: string;
-  readonly branch: 1 | 2 | 3 | 4;
-  /** Trust decides one thing only: whether a missing token is red. */
+  readonly case: 1 | 2 | 3 | 4;
+  /** Decides what a missing token means, and whether the job token may be used. */
   readonly trusted: boolean;
+  /** Why it is this case. */
   readonly why: string;
 }
 
-/** The payload of an event as parsed JSON, or why there is none. */
-export type Payload = { readonly value: unknown } | { readonly missing: string };
+/** The payload of an event, or why it cannot be used. */
+export type Payload =
+  | { readonly kind: "read"; readonly value: unknown }
+  | { readonly kind: "unusable"; readonly why: string };
 
-const OWN_EVENTS: ReadonlySet<string> = new Set(["push", "schedule", "workflow_dispatch"]);
-
-/**
- * The case table. A pull request is of the same repository or of a fork by the identity of the two, not by
- * the flag `head.repo.fork`, which says whether the head is a fork of anything: on a base that is itself a
- * fork it is true for the base's own branches. Measured on Gitea (fixtures/README.md). What cannot be told is
- * trusted, so that a missing token is red.
- */
-export function classify(event: string, payload: Payload): Context {
-  const is = (branch: Context["branch"], why: string) => ({ event, branch, trusted: branch !== 3, why });
-  if (OWN_EVENTS.has(event)) return is(1, "the repository's own context, where the secret should be");
-  if (event.trim() === "") return is(4, "outside of a workflow, a missing token is an error");
-  if (event !== "pull_request")
-    return is(4, "the table does not name this event, so a missing token is an error");
-  const source = "missing" in payload ? payload : comparePullRequestRepos(payload.value);
-  if ("missing" in source) return is(4, `it cannot be told whether it is a fork's: ${source.missing}`);
-  if (source.same) return is(2, `a pull request of the same repository: ${source.by}`);
-  return is(3, `a fork's pull request, which gets no secret: ${source.by}`);
+/** Where a pull request comes from; unknown if the payload does not tell. */
+interface PullRequestSource {
+  readonly from: "same repository" | "fork" | "unknown";
+  readonly why: string;
 }
 
-type PullRequestSource = { same: boolean; by: string } | { missing: string };
-
-/** The six rules of identity, in their order. Any shape that a rule cannot use falls through to the next. */
-function comparePullRequestRepos(payload: unknown): PullRequestSource {
-  const head = valueAt(payload, "pull_request", "head");
-  const repos = [valueAt(head, "repo"), valueAt(payload, "pull_request", "base", "repo")] as const;
-  if (valueAt(head, "label") === "")
-    return { same: false, by: "head.label is empty (pushed to refs/for/, AGit)" };
-  if (repos[0] === null) return { same: false, by: "head.repo is null (the fork was deleted)" };
-  const [headId, baseId] = repos.map((repo) => valueAt(repo, "id"));
-  if (isId(headId) && isId(baseId))
-    return { same: headId === baseId, by: `head.repo.id is ${headId}, base.repo.id is ${baseId}` };
-  const [headName, baseName] = repos.map((repo) => valueAt(repo, "full_name"));
-  if (isName(headName) && isName(baseName)) {
-    const same = headName.toLowerCase() === baseName.toLowerCase();
-    return { same, by: `head.repo is ${quote(headName)}, base.repo is ${quote(baseName)}` };
-  }
-  const flag = valueAt(repos[0], "fork");
-  if (typeof flag === "boolean") return { same: !flag, by: `head.repo.fork is ${flag}` };
-  const found = isRecord(payload)
-    ? "has no usable id, full_name or fork flag of head.repo"
-    : "is not an object";
-  return { missing: `the payload ${found}` };
+/** True for what can be an id. Larger numbers are rounded, so two different ids could be equal. */
+function isPositiveInteger(value: unknown): value is number {
+  return Number.isSafeInteger(value) && Number(value) > 0;
 }
 
-function isName(value: unknown): value is string {
+function isNonEmptyString(value: unknown): value is string {
   return typeof value === "string" && value !== "";
 }
 
-/** The context of this run. Only `pull_request` needs its payload: for any other it is not read. */
-async function readContext(settings: Settings, redact: Redact): Promise<Context> {
-  const { replay, eventName, eventPath } = settings;
-  if (replay !== undefined) return readReplay(replay, settings, redact);
-  if (eventName !== "pull_request") return classify(eventName, { missing: "not read" });
-  if (eventPath === undefined)
-    return classify(eventName, { missing: "no payload was given (GITHUB_EVENT_PATH)" });
-  const payload = await settle(readPayload(eventPath, "payload", redact));
-  return classify(eventName, payload instanceof Failure ? { missing: payload.message } : payload);
+function sameOrFork(isSame: boolean, why: string): PullRequestSource {
+  return { from: isSame ? "same repository" : "fork", why };
 }
 
 /**
- * A captured event in the runner's place: an object with `event_name` and `event` (what `toJSON(github)`
- * prints), or a bare payload with the event's name beside it. A flag wins over the captured name.
+ * Compares the repositories of a pull request. The flag `head.repo.fork` comes last: it says whether the head
+ * is a fork of anything, so it is true for a base's own branches if the base is a fork (measured on Gitea
+ * 1.22.6 and 1.25.4).
  */
-async function readReplay(path: string, settings: Settings, redact: Redact): Promise<Context> {
-  const payload = await readPayload(path, "replay", redact);
-  const captured = "value" in payload ? payload.value : undefined;
-  const [name, value] = [valueAt(captured, "event_name"), valueAt(captured, "event")];
-  if (typeof name === "string" && value !== undefined) return classify(settings.eventFlag ?? name, { value });
-  if (settings.eventName !== "") return classify(settings.eventName, payload);
-  const found = "missing" in payload ? payload.missing : "it is a bare payload";
-  throw usage(`Cannot tell the event of the replay ${quote(path)}: ${found}.`, "Name it with --event-name.");
+function findPullRequestSource(payload: unknown): PullRequestSource {
+  const head = valueAt(payload, ["pull_request", "head", "repo"]);
+  const base = valueAt(payload, ["pull_request", "base", "repo"]);
+  if (valueAt(payload, ["pull_request", "head", "label"]) === "") {
+    return sameOrFork(false, "head.label is empty (pushed to refs/for/, AGit)");
+  }
+  if (head === null) {
+    return sameOrFork(false, "head.repo is null (the fork was deleted)");
+  }
+  const headId = valueAt(head, ["id"]);
+  const baseId = valueAt(base, ["id"]);
+  if (isPositiveInteger(headId) && isPositiveInteger(baseId)) {
+    return sameOrFork(headId === baseId, `head.repo.id is ${headId}, base.repo.id is ${baseId}`);
+  }
+  const headName = valueAt(head, ["full_name"]);
+  const baseName = valueAt(base, ["full_name"]);
+  if (isNonEmptyString(headName) && isNonEmptyString(baseName)) {
+    const isSame = headName.toLowerCase() === baseName.toLowerCase();
+    return sameOrFork(isSame, `head.repo is ${quote(headName)}, base.repo is ${quote(baseName)}`);
+  }
+  const flag = valueAt(head, ["fork"]);
+  if (typeof flag === "boolean") {
+    return sameOrFork(!flag, `head.repo.fork is ${flag}`);
+  }
+  return { from: "unknown", why: "the payload has no usable id, full_name or fork flag of head.repo" };
 }
 
-async function readPayload(path: string, what: "payload" | "replay", redact: Redact): Promise<Payload> {
-  const refuse = (found: string) =>
-    usage(`Cannot read the ${what} ${quote(path)}: ${found}.`, "Check the path.");
-  // GitHub's own limit for a webhook's payload.
-  const bytes = await readRegularFile(path, { limit: 26_214_400, link: "follow", refuse });
-  const value = parseJson(bytes, redact);
-  return value === undefined ? { missing: "the payload is not JSON" } : { value };
-}
+const NO_PAYLOAD = "there is no payload (GITHUB_EVENT_PATH is not set)";
 
-// ────────────────────────────── the run ──────────────────────────────
-
-/** Which token a run has: the secret, the job's own in its place, none, or one that cannot be used. */
-export type TokenKind = "secret" | "job" | "missing" | "malformed";
-
-/** What is known of a run, however far it came. A {@link Failure} stands where something could not be had. */
-class Run {
-  readonly startedAt = performance.now();
-  readonly redact: Redact;
-  readonly env: Env;
-  readonly secret: Token;
-  readonly jobToken: Token;
-  readonly log: (line: string) => void;
-  readonly command: string;
-  attempts = 0;
-  settings: Settings | null = null;
-  context: Context | null = null;
-  token: TokenKind | null = null;
-  copy: Side | Failure | null = null;
-  canonical: Side | Canonical | Failure | null = null;
-  pin: Pin | Failure | null = null;
-  difference: Difference = { lines: [], said: "" };
-  summary: Summary | null = null;
-
-  constructor(env: Env, command: string, print: (line: string) => void) {
-    const { AUTO_SYNC_TOKEN: secret = "", SYNC_JOB_TOKEN: jobToken = "" } = env;
-    this.redact = createRedactor([secret.trim(), jobToken.trim()]);
-    this.env = cleanEnv(env, this.redact);
-    this.secret = readToken(secret);
-    this.jobToken = readToken(jobToken);
-    this.command = command;
-    this.log = (line) => print(this.redact(line));
+/**
+ * The case table. If the payload does not tell, the run is trusted, so a missing token fails it. Only pull requests
+ * need the payload.
+ */
+export function classify(event: string, payload?: Payload): Context {
+  if (event === "push" || event === "schedule" || event === "workflow_dispatch") {
+    return { event, case: 1, trusted: true, why: "it runs in the repository itself" };
+  }
+  if (event === "") {
+    return { event, case: 4, trusted: true, why: "there is no event name" };
+  }
+  if (event !== "pull_request") {
+    return { event, case: 4, trusted: true, why: "the case table does not name this event" };
+  }
+  if (payload === undefined) {
+    return { event, case: 4, trusted: true, why: NO_PAYLOAD };
+  }
+  if (payload.kind === "unusable") {
+    return { event, case: 4, trusted: true, why: payload.why };
+  }
+  const { from, why } = findPullRequestSource(payload.value);
+  switch (from) {
+    case "same repository":
+      return { event, case: 2, trusted: true, why: `same repository: ${why}` };
+    case "fork":
+      return { event, case: 3, trusted: false, why: `fork: ${why}` };
+    case "unknown":
+      return { event, case: 4, trusted: true, why };
   }
 }
 
-/** The job's own token stands in for a missing secret, but not for a fork, nor at a forge not its own. */
-function tokenOf({ secret, jobToken, env }: Run, { trusted }: Context, { server }: Settings): TokenKind {
-  if (secret.kind !== "missing") return secret.kind === "present" ? "secret" : "malformed";
-  const originOf = (url: string | null) => (url !== null && URL.canParse(url) ? new URL(url).origin : null);
-  const isForeign = originOf(env.GITHUB_SERVER_URL ?? server) !== originOf(server);
-  if (jobToken.kind === "missing" || !trusted || (isForeign && server !== null)) return "missing";
-  return jobToken.kind === "present" ? "job" : "malformed";
+/** GitHub's limit for the payload of a webhook. */
+const MAX_PAYLOAD_BYTES = 26_214_400;
+
+async function readPayload(path: string, redact: Redact): Promise<Payload> {
+  try {
+    const bytes = await readRegularFile({ path, maxBytes: MAX_PAYLOAD_BYTES, links: "follow" });
+    const value = parseJson(bytes, redact);
+    if (isRecord(value)) {
+      return { kind: "read", value };
+    }
+    return { kind: "unusable", why: `the event file ${quote(path)} is not a JSON object` };
+  } catch (error) {
+    const why = `the event file ${quote(path)} cannot be read: ${describeFileError(error)}`;
+    return { kind: "unusable", why };
+  }
 }
 
-// ─────────────────────────────── wire ───────────────────────────────
-
-/** The canonical file as the forge has it at one commit. */
-export interface Canonical extends Side {
-  /** `owner/name` where it was found: another than the setting's when the repository has moved. */
-  readonly repo: string;
-  readonly commit: string;
-  /** What proves that the bytes are all there: git's name for them, the end that HTTP announced, nothing. */
-  readonly proof: "blob id" | "framing" | "none";
+/** The context of a captured event: an object with `event_name` and `event`, or a payload and --event-name. */
+async function replayContext(path: string, settings: Settings, redact: Redact): Promise<Context> {
+  const { eventName, hasEventNameFlag } = settings;
+  const captured = await readPayload(path, redact);
+  const remedy = "Check the file. A payload alone needs --event-name.";
+  if (captured.kind === "unusable") {
+    throw usageFailure(`Cannot replay: ${captured.why}.`, remedy);
+  }
+  const event = valueAt(captured.value, ["event"]);
+  const capturedName = valueAt(captured.value, ["event_name"]);
+  if (event !== undefined && isNonEmptyString(capturedName)) {
+    const name = hasEventNameFlag ? eventName : capturedName;
+    return classify(name, { kind: "read", value: event });
+  }
+  if (eventName === "") {
+    throw usageFailure(`Cannot replay ${quote(path)}: it does not name its event.`, remedy);
+  }
+  return classify(eventName, captured);
 }
 
-/** What is carried from request to request to one forge, with one token and one deadline. */
-interface Session {
-  readonly run: Run;
-  readonly server: string;
-  readonly token: string;
-  readonly proxy: ReturnType<typeof readProxy>;
-  readonly ms: number;
-  readonly endsAt: number;
-  readonly end: AbortController;
-  repo: string;
-  redirectsLeft: number;
-  dispatcher: Dispatcher | null;
-  sockets: number;
+async function readContext(settings: Settings, redact: Redact): Promise<Context> {
+  const { replayPath, eventName, eventPath } = settings;
+  if (replayPath !== undefined) {
+    return replayContext(replayPath, settings, redact);
+  }
+  if (eventName === "pull_request" && eventPath !== undefined) {
+    return classify(eventName, await readPayload(eventPath, redact));
+  }
+  return classify(eventName);
 }
 
-/** A request below `/api/v1`. */
+// ------------------------------------------------------------------------------------------------
+// 6. Gitea client
+// ------------------------------------------------------------------------------------------------
+
+/** What a status means if the server itself sent it. */
+type Meanings = Readonly<Record<number, Reason>>;
+
+/** A request to the API. */
 interface ApiRequest {
-  readonly what: string;
-  /** Percent-encoded; `{repo}` in it is the session's repository. */
+  /** What the request is for, for messages: `get the commit of "main"`. */
+  readonly action: string;
+  /** Below `/api/v1`, percent-encoded. */
   readonly path: string;
-  readonly limit?: number;
-  /** A change is asked for once: nobody knows whether a lost one was carried out. */
+  /** What other statuses mean for this request. */
+  readonly meanings?: Meanings;
+  readonly maxBytes?: number;
+  /** Only for requests that change something. */
   readonly change?: { readonly method: "POST" | "PATCH"; readonly body: Readonly<Record<string, string>> };
 }
 
-/** An answer, free of the secrets. `said` is its status, with Gitea's own words of an error. */
+const TOKEN_MEANINGS: Meanings = { 401: "token-rejected", 403: "token-scope" };
+const ANONYMOUS_MEANINGS: Meanings = { 401: "repo-not-visible", 403: "repo-not-visible" };
+
+/** A response, with secrets redacted from its headers. */
 interface ApiResponse {
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
-  readonly bytes: Buffer;
-  readonly said: string;
+  /** Empty if the body of an error could not be read whole. */
+  readonly body: Buffer;
 }
 
-/** A commit's JSON has some 2 KB; the limit is for a server that never stops. */
-const JSON_LIMIT = 1_048_576;
-/** How much of an error's body is read, and for how long: the status says it all but the forge's words. */
-const ERROR_BODY = { bytes: 65_536, ms: 1000 };
+/** A page of 50 issues has some 200 KB. The limit is for a server that never stops. */
+const MAX_JSON_BYTES = 8_388_608;
 const MAX_RETRIES = 3;
-const MAX_REDIRECTS = 2;
-/** More than any honest attempt makes. Behind a proxy that hangs up undici makes thousands. */
-const MAX_SOCKETS = 6;
-/** A part of the deadline, so that a silent first attempt leaves time for others. */
-const IDLE_TIMEOUT_SHARE = 1 / 4;
-/** The first back-off is one to two of these; at the default deadline half a second to one second. */
-const BACKOFF_SHARE = 1 / 120;
+/** How long a server may be silent, as a part of the deadline. It leaves time for other attempts. */
+const SILENCE_SHARE = 1 / 4;
+/** The pause before the first retry, as a part of the deadline: 0.5 s of 60 s, and up to twice that at random. */
+const PAUSE_SHARE = 1 / 120;
+/** Node tries each address of a name for 250 ms by default, which is not enough for a slow network. */
+const ADDRESS_OPTIONS = { autoSelectFamily: true, autoSelectFamilyAttemptTimeout: 2500 };
 
-const TRANSIENT_STATUSES: ReadonlySet<number> = new Set([429, 500, 502, 503, 504]);
-const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
+/** Retry after the usual pause. */
+const RETRY_NOW: RetryHint = { afterMs: 0 };
 
-async function withSession<T>(
-  run: Run,
-  to: Pick<Session, "server" | "token" | "repo" | "endsAt" | "redirectsLeft">,
-  work: (session: Session) => Promise<T>,
-): Promise<T> {
-  const ms = Math.max(1, to.endsAt - performance.now());
-  const proxy = readProxy(run.env, to.server);
-  const end = new AbortController();
-  const session: Session = { ...to, run, ms, proxy, end, dispatcher: null, sockets: 0 };
-  const seconds = Math.round(to.endsAt - run.startedAt) / 1000;
-  const late = unverified("timeout", `Cannot finish within ${seconds} s: the deadline has passed.`);
-  const timer = setTimeout(() => end.abort(late), ms);
-  try {
-    return await work(session);
-  } finally {
-    clearTimeout(timer);
-    void session.dispatcher?.destroy();
-    end.abort();
+function toWords(text: string): ReadonlySet<string> {
+  return new Set(text.split(/\s+/));
+}
+
+/** Error codes of a connection, from Node and undici. Such errors may pass by themselves. */
+const NETWORK_CODES = toWords(
+  `EACCES EADDRNOTAVAIL EAI_AGAIN EAI_FAIL ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN
+   ENETRESET ENETUNREACH ENOTFOUND EPERM EPIPE ETIMEDOUT UND_ERR_INFO UND_ERR_SOCKET`,
+);
+
+/** Errors of a certificate (https://nodejs.org/api/tls.html, "X509 certificate error codes"), and EPROTO. */
+const TLS_CODES = toWords(
+  `CERT_CHAIN_TOO_LONG CERT_HAS_EXPIRED CERT_NOT_YET_VALID CERT_REJECTED CERT_REVOKED CERT_SIGNATURE_FAILURE
+   CERT_UNTRUSTED CRL_HAS_EXPIRED CRL_NOT_YET_VALID CRL_SIGNATURE_FAILURE DEPTH_ZERO_SELF_SIGNED_CERT EPROTO
+   ERROR_IN_CERT_NOT_AFTER_FIELD ERROR_IN_CERT_NOT_BEFORE_FIELD ERROR_IN_CRL_LAST_UPDATE_FIELD
+   ERROR_IN_CRL_NEXT_UPDATE_FIELD HOSTNAME_MISMATCH INVALID_CA INVALID_PURPOSE PATH_LENGTH_EXCEEDED
+   SELF_SIGNED_CERT_IN_CHAIN UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY UNABLE_TO_DECRYPT_CERT_SIGNATURE
+   UNABLE_TO_DECRYPT_CRL_SIGNATURE UNABLE_TO_GET_CRL UNABLE_TO_GET_ISSUER_CERT
+   UNABLE_TO_GET_ISSUER_CERT_LOCALLY UNABLE_TO_VERIFY_LEAF_SIGNATURE`,
+);
+
+/** Errors of undici for a response that is not HTTP. For some statuses its parser fails an assertion. */
+const PROTOCOL_CODES = toWords("ERR_ASSERTION HTTPParserError UND_ERR_HEADERS_OVERFLOW");
+/** Messages of undici's SocketError for a response that it does not expect (lib/dispatcher/client-h1.js). */
+const PROTOCOL_TEXTS: readonly string[] = ["bad response", "bad upgrade"];
+/** Errors of undici for a response that ends too early. */
+const INCOMPLETE_CODES = toWords("HPE_INVALID_EOF_STATE UND_ERR_RES_CONTENT_LENGTH_MISMATCH");
+
+function isTlsError(code: string): boolean {
+  return TLS_CODES.has(code) || /^ERR_(SSL|TLS)_/.test(code);
+}
+
+function isProtocolError(code: string, text: string): boolean {
+  return PROTOCOL_CODES.has(code) || PROTOCOL_TEXTS.includes(text) || code.startsWith("HPE_");
+}
+
+/** What to do about an error of the connection. */
+function connectionRemedy(code: string, { url }: Server): string {
+  if (code === "CERT_HAS_EXPIRED" || code === "CERT_NOT_YET_VALID") {
+    return "Check the server's certificate and the runner's clock.";
   }
-}
-
-/**
- * Fetches the canonical file: first the commit that the ref names, then the file at that commit. Asked for
- * the file at a ref that does not exist, Gitea 1.25.4 answers with the default branch's file (see
- * fixtures/responses/gitea-1.25.4-missing-ref.http); pinned by a commit it cannot. Throws a {@link Failure}.
- */
-async function fetchCanonical(session: Session, { path, ref, maxBytes }: Settings): Promise<Canonical> {
-  const commit = await resolveCommit(session, ref);
-  const raw = `/repos/{repo}/raw/${path.split("/").map(encodeURIComponent).join("/")}?ref=${commit}`;
-  const request = { what: "the file", path: raw, limit: maxBytes };
-  const response = await send(session, request);
-  const { repo } = session;
-  const name = `${quote(path)} of ${quote(repo)} at ${quote(ref)} (commit ${commit.slice(0, 10)})`;
-  if (response.status === 404) throw unverified("file-not-found", `Cannot find the file ${name}.`);
-  requireOk(response, request);
-  return { ...sideOf(name, response.bytes), repo, commit, proof: proofOf(response) };
-}
-
-async function resolveCommit(session: Session, ref: string): Promise<string> {
-  const query = "?stat=false&verification=false&files=false";
-  const path = `/repos/{repo}/git/commits/${encodeURIComponent(ref)}${query}`;
-  const request = { what: `the commit of ${quote(ref)}`, path };
-  const response = await send(session, request);
-  // 422 is what Gitea says to a ref that it cannot read as one, such as main~1.
-  if (response.status === 404 || response.status === 422) {
-    const question = { what: "the repository", path: "/repos/{repo}" };
-    const repository = await send(session, question);
-    const name = quote(session.repo);
-    if (repository.status === 404)
-      throw unverified("repo-not-visible", `Cannot see the repository ${name}: the forge answered 404.`);
-    requireOk(repository, question);
-    throw unverified("ref-not-found", `Cannot find the ref ${quote(ref)} in the repository ${name}.`);
+  if (isTlsError(code)) {
+    return "Check the server's certificate. For a CA of your own, set NODE_EXTRA_CA_CERTS.";
   }
-  requireOk(response, request);
-  const sha = valueAt(parseJson(response.bytes, session.run.redact), "sha");
-  if (typeof sha === "string" && OBJECT_ID.test(sha)) return sha.toLowerCase();
-  throw unverified("bad-response", `Cannot use the answer for ${request.what}: it holds no commit id.`);
-}
-
-const OBJECT_ID = /^(?:[\da-f]{40}|[\da-f]{64})$/i;
-
-function unfit(found: string): Failure {
-  return unverified("bad-response", `Cannot use the forge's answer for the file: ${found}.`);
-}
-
-/** Refuses a 200 that does not carry the file's own bytes, and says what proves that they are all of them. */
-function proofOf({ headers, bytes }: ApiResponse): Canonical["proof"] {
-  const { "content-type": type = "", "x-gitea-object-type": object = "file", etag = "" } = headers;
-  if (/html|json/i.test(type)) throw unfit(`its type is ${quote(type)}`);
-  if (object !== "file") throw unfit(`the path is of the kind ${quote(object)}, not a file`);
-  refuseLfsPointer(bytes, "the forge's answer for the file");
-  // Gitea's ETag is the blob id. Any other (a proxy's own) says nothing about the bytes.
-  const ids = [...etag.matchAll(/"([^"]*)"/g)].map(([, id = ""]) => id).filter((id) => OBJECT_ID.test(id));
-  for (const id of new Set(ids)) {
-    const hash = createHash(id.length === 40 ? "sha1" : "sha256").update(`blob ${bytes.length}\0`);
-    if (hash.update(bytes).digest("hex") !== id.toLowerCase())
-      throw unfit(`its bytes do not have the blob id ${id} of its ETag, so they were damaged on the way`);
+  if (isLoopback(new URL(url))) {
+    return "Set SYNC_CANONICAL_SERVER: in a container, this address is the container itself.";
   }
-  if (ids.length > 0) return "blob id";
-  const isFramed = "content-length" in headers || /chunked/i.test(headers["transfer-encoding"] ?? "");
-  return isFramed ? "framing" : "none";
+  return REMEDIES.unreachable;
 }
 
-const REASONS_BY_STATUS: Readonly<Record<number, Reason>> = { 401: "token-rejected", 403: "token-scope" };
-/** Turns every status but 200 (201 for a change) into the {@link Failure} that it means. */
-function requireOk(response: ApiResponse, { what, change }: ApiRequest): void {
-  const { status, headers } = response;
-  if (status !== 200 && (status !== 201 || change === undefined)) {
-    const otherwise = status >= 500 && status <= 599 ? "server-error" : "bad-response";
-    const message = `Cannot get ${what}: ${response.said}.`;
-    throw unverified(REASONS_BY_STATUS[status] ?? otherwise, message);
-  }
-  const { "content-encoding": content = "identity", "transfer-encoding": transfer = "identity" } = headers;
-  if (/^identity$/i.test(content) && /^(identity|chunked)$/i.test(transfer)) return;
-  const found = `it is encoded (${quote(`${content}; ${transfer}`)})`;
-  throw unverified("bad-response", `Cannot use the forge's answer for ${what}: ${found}.`);
+/** What the failure of a request depends on. */
+interface RequestState {
+  readonly action: string;
+  readonly server: Server;
+  /** True once the headers of the response have arrived. */
+  readonly isAnswered: boolean;
+  readonly redact: Redact;
 }
 
-/** One request with its retries and redirects. Statuses other than 5xx, 429 and 3xx are the caller's. */
-async function send(session: Session, request: ApiRequest): Promise<ApiResponse> {
-  const { default: pRetry } = await import("p-retry");
-  const response = await pRetry(() => attempt(session, request), {
-    retries: request.change === undefined ? MAX_RETRIES : 0,
-    minTimeout: session.ms * BACKOFF_SHARE,
-    randomize: true,
-    signal: session.end.signal,
-    shouldRetry: ({ error, retriesConsumed }) => awaitRetry(session, error, retriesConsumed + 1),
+/** An error of the network or of TLS. TLS errors are not retried. */
+function connectionFailure(error: unknown, { server, redact }: RequestState): Failure {
+  const code = errorCode(error);
+  const via = server.proxy === undefined ? "" : ` through the proxy ${quote(server.proxy.url.host)}`;
+  const problem = `${isTlsError(code) ? "TLS error " : ""}${code}, ${quote(redact(errorText(error)))}`;
+  return unverifiedFailure("unreachable", {
+    message: `Cannot reach the server ${quote(server.url)}${via}: ${problem}.`,
+    remedy: connectionRemedy(code, server),
+    retryHint: isTlsError(code) ? undefined : RETRY_NOW,
   });
-  if (!REDIRECTS.has(response.status)) return response;
-  followRedirect(session, request, response.headers.location ?? "");
-  return send(session, request);
 }
 
-function urlOf({ server }: Session, { path }: ApiRequest, repo: string): URL {
-  return new URL(`${server}/api/v1${path.replace("{repo}", repo)}`);
-}
-
-async function ask(session: Session, request: ApiRequest) {
-  const response = await send(session, request);
-  requireOk(response, request);
-  const value = parseJson(response.bytes, session.run.redact);
-  if (value !== undefined) return { value, headers: response.headers };
-  throw unverified("bad-response", `Cannot use the forge's answer for ${request.what}: it is not JSON.`);
-}
-
-/**
- * Takes over the repository's new name from a redirect, or throws `redirected`. A redirect is followed only
- * to the same request of another repository of the same origin: the token goes nowhere else.
- */
-function followRedirect(session: Session, request: ApiRequest, location: string): void {
-  const refuse = (found: string) =>
-    unverified("redirected", `Cannot follow the redirect for ${request.what}: ${found}.`);
-  const from = urlOf(session, request, session.repo);
-  // Redacted as the parser reads it, which joins what a tab has parted, and again as it decodes a host.
-  const joined = session.run.redact(location.replaceAll("\t", ""));
-  if (joined === "" || !URL.canParse(joined, from.href)) throw refuse("it names no place");
-  const to = new URL(session.run.redact(new URL(joined, from).href));
-  const place = quote(`${to.origin}${to.pathname}`);
-  const repos = new URL(`${session.server}/api/v1/repos/`).pathname;
-  const repo = to.pathname.slice(repos.length).split("/", 2).join("/");
-  const isSame = isRepoName(repo) && to.href === urlOf(session, request, repo).href;
-  if (!isSame) throw refuse(`it leads to ${place}`);
-  if (repo === session.repo || session.redirectsLeft === 0) throw refuse(`it leads on and on, to ${place}`);
-  const moved = `the repository ${quote(session.repo)} is now ${quote(repo)}`;
-  session.run.log(label("moved", `${moved}: set SYNC_CANONICAL_REPO to that`));
-  session.repo = repo;
-  session.redirectsLeft -= 1;
-}
-
-/** Logs the retry and waits as long as the forge asked for; the back-off comes on top. */
-async function awaitRetry(session: Session, error: unknown, count: number): Promise<boolean> {
-  if (!(error instanceof Failure) || error.retryAfterMs === null) return false;
-  const wait = error.retryAfterMs;
-  const asked = `${Math.ceil(wait / 1000)} s`;
-  if (wait > 0 && wait >= session.endsAt - performance.now()) {
-    const found = `it asked to wait ${asked}, more than the deadline leaves`;
-    throw unverified("server-error", `${error.message.replace(/\.$/, "")}, and ${found}.`);
+/** An error of a request, as a failure. Unexpected exceptions are returned as they are. */
+function toFailureIfExpected(error: unknown, state: RequestState): unknown {
+  if (error instanceof Failure) {
+    return error;
   }
-  const pause = wait === 0 ? "" : ` in ${asked}, as the forge asked`;
-  session.run.log(label("retry", `${count} of ${MAX_RETRIES}${pause}: ${error.message}`));
-  await sleep(wait, undefined, { ref: false });
-  return true;
-}
-
-/** One attempt: connect, ask, read the whole body. Throws a {@link Failure}, or what nobody expected. */
-async function attempt(session: Session, request: ApiRequest): Promise<ApiResponse> {
-  const { what } = request;
-  const ms = session.ms * IDLE_TIMEOUT_SHARE;
-  const idle = new AbortController();
-  const silence = `nothing came for ${Math.ceil(ms / 100) / 10} s`;
-  const quiet = unverified("timeout", `Cannot get ${what}: ${silence}.`, 0);
-  const timer = setTimeout(() => idle.abort(quiet), ms).unref();
-  const signal = AbortSignal.any([session.end.signal, idle.signal]);
-  session.sockets = 0;
-  session.run.attempts += 1;
-  // A race, as undici does not reject an aborted request that is still connecting.
-  const raced = Promise.race([
-    exchange(session, request, { signal, onProgress: () => timer.refresh() }),
-    new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason))),
-  ]);
-  try {
-    const response = await raced.finally(() => clearTimeout(timer));
-    if (!TRANSIENT_STATUSES.has(response.status)) return response;
-    const wait = retryAfter(response.headers["retry-after"] ?? "");
-    throw unverified("server-error", `Cannot get ${what}: ${response.said}.`, wait);
-  } catch (error) {
-    void session.dispatcher?.destroy();
-    session.dispatcher = null;
-    throw error;
+  const { action, isAnswered, redact } = state;
+  const code = errorCode(error);
+  const text = redact(errorText(error));
+  const isProtocol = isProtocolError(code, text);
+  const isConnection = NETWORK_CODES.has(code) || isTlsError(code);
+  if (INCOMPLETE_CODES.has(code) || (isAnswered && (isProtocol || isConnection))) {
+    const message = `Cannot ${action}: the response is incomplete (${code}).`;
+    return unverifiedFailure("bad-response", { message, retryHint: RETRY_NOW });
   }
-}
-
-/** The request and its answer, free of the secrets. Throws a {@link Failure}. */
-async function exchange(
-  session: Session,
-  request: ApiRequest,
-  { signal, onProgress }: { signal: AbortSignal; onProgress: () => void },
-): Promise<ApiResponse> {
-  const { ms, run, repo } = session;
-  const { what, limit = JSON_LIMIT } = request;
-  let isAnswered = false;
-  try {
-    const undici = await import("undici");
-    session.dispatcher ??= createDispatcher(session, undici);
-    const options = { ...optionsOf(session, request), dispatcher: session.dispatcher, signal };
-    const answer = await undici.request(urlOf(session, request, repo), options);
-    isAnswered = true;
-    onProgress();
-    const { statusCode: status, body } = answer;
-    const clean = (value: string | string[] = "") => run.redact([value].flat().join(", "));
-    const named = Object.entries(answer.headers).map(([name, value]) => [name, clean(value)] as const);
-    const headers: ApiResponse["headers"] = Object.fromEntries(named);
-    const read = (most: number) => readBody(body, { what, limit: most, headers, onProgress });
-    let said = `the forge answered ${status}`;
-    if (status === 200 || status === 201) return { status, headers, bytes: await read(limit), said };
-    const nothing = Buffer.alloc(0);
-    const patience = sleep(Math.min(ERROR_BODY.ms, ms / 8), nothing, { ref: false });
-    const bytes = await Promise.race([read(ERROR_BODY.bytes).catch(() => nothing), patience]);
-    body.destroy();
-    const message = valueAt(parseJson(bytes, run.redact), "message");
-    if (isName(message)) said += `, saying ${quote(message)}`;
-    return { status, headers, bytes, said };
-  } catch (error) {
-    throw toFailure(error, { what, isAnswered, redact: run.redact });
+  if (isProtocol) {
+    const message = `Cannot ${action}: the response is not HTTP (${code}, ${quote(text)}).`;
+    return unverifiedFailure("bad-response", { message });
   }
+  return isConnection ? connectionFailure(error, state) : error;
 }
 
-function optionsOf({ run, token }: Session, { what, change }: ApiRequest) {
-  const type = change === undefined ? {} : { "content-type": "application/json" };
-  const agent = { "accept-encoding": "identity", "user-agent": `sync-providers/${VERSION}` };
-  return {
-    method: change?.method ?? "GET",
-    headers: { authorization: `token ${token}`, ...agent, ...type },
-    body: change === undefined ? null : run.redact(JSON.stringify(change.body)),
-    // A status below 200. Thrown at once: undici would go on to an assertion.
-    onInfo: ({ statusCode }: { statusCode: number }) => {
-      throw unverified("bad-response", `Cannot get ${what}: the forge answered ${statusCode}.`);
-    },
+/** A proxy's refusal. A 4xx is final: a wrong password, sent again, could lock an account. */
+function proxyFailure(status: number, { url, setting }: Proxy): Failure {
+  return unverifiedFailure("unreachable", {
+    message: `Cannot reach the server: the proxy ${quote(url.host)} answered ${status}.`,
+    remedy:
+      status === 407 ? `Check the user name and password in ${setting}.` : `Check ${setting} and the proxy.`,
+    retryHint: status >= 500 ? RETRY_NOW : undefined,
+  });
+}
+
+/** Opens a tunnel through a proxy (CONNECT, RFC 9110, 9.3.6). undici's ProxyAgent reconnects without end. */
+function openTunnel(proxy: Proxy, target: buildConnector.Options): Promise<Socket> {
+  const authority = `${target.hostname}:${portOf(target)}`;
+  const headers: Record<string, string> = { host: authority };
+  if (proxy.login !== undefined) {
+    headers["proxy-authorization"] = `Basic ${Buffer.from(proxy.login).toString("base64")}`;
+  }
+  const { request: send } = proxy.url.protocol === "https:" ? https : http;
+  const proxyHost = hostOf(proxy.url);
+  // By default Node would check the proxy's certificate against the Host header, which names the target.
+  const servername = isIP(proxyHost) === 0 ? proxyHost : "";
+  const options = {
+    method: "CONNECT",
+    path: authority,
+    headers,
+    servername,
+    agent: false,
+    ...ADDRESS_OPTIONS,
+  };
+  return new Promise((resolve, reject) => {
+    const request = send(proxy.url, options);
+    request.once("connect", (response, socket) => {
+      const { statusCode = 0 } = response;
+      if (statusCode >= 200 && statusCode <= 299) {
+        resolve(socket as Socket);
+      } else {
+        socket.destroy();
+        reject(proxyFailure(statusCode, proxy));
+      }
+    });
+    request.once("error", reject);
+    request.end();
+  });
+}
+
+/** Makes undici connect through a proxy. `connect` adds TLS to the tunnel. */
+function tunnelConnector(proxy: Proxy, connect: buildConnector.connector): buildConnector.connector {
+  return (options, callback) => {
+    const onTunnel = (httpSocket: Socket) => {
+      if (options.protocol === "https:") {
+        connect({ ...options, httpSocket }, callback);
+      } else {
+        callback(null, httpSocket);
+      }
+    };
+    openTunnel(proxy, options).then(onTunnel, (error: Error) => callback(error, null));
   };
 }
 
-/** Counts while it reads, so that an endless body costs no more memory than the limit. */
+function isSuccess({ change }: ApiRequest, status: number): boolean {
+  return status === 200 || (status === 201 && change !== undefined);
+}
+
+/** Reads a body, and stops at the limit. */
 async function readBody(
   body: AsyncIterable<Buffer>,
-  at: { what: string; limit: number; headers: ApiResponse["headers"]; onProgress: () => void },
+  { maxBytes, action, onProgress }: { maxBytes: number; action: string; onProgress: () => void },
 ): Promise<Buffer> {
-  const { what, limit, headers, onProgress } = at;
-  const tooLarge = (found: string) => unverified("too-large", `Cannot get ${what}: ${found} ${limit} bytes.`);
-  const declared = Number.parseInt(headers["content-length"] ?? "", 10);
-  if (declared > limit) throw tooLarge(`it has ${declared} bytes, more than`);
-  // Room that is not written to costs nothing; one piece of it saves a second copy.
-  const room = Buffer.allocUnsafe(Number.isNaN(declared) ? limit : declared);
+  const chunks: Buffer[] = [];
   let length = 0;
   for await (const chunk of body) {
     onProgress();
-    if (length + chunk.length > limit) throw tooLarge("it has more than");
-    length += chunk.copy(room, length);
+    length += chunk.length;
+    if (length > maxBytes) {
+      throw unverifiedFailure("too-large", {
+        message: `Cannot ${action}: it has more than ${maxBytes} bytes.`,
+      });
+    }
+    chunks.push(chunk);
   }
-  return room.subarray(0, length);
+  return Buffer.concat(chunks);
 }
 
-/** undici's own time-outs are off: they know no total, and are a second coarse. */
-function createDispatcher(session: Session, undici: typeof import("undici")): Dispatcher {
-  // undici's parser is WebAssembly: V8 would optimise it in the background, and node waits for that when it
-  // exits, half of a run. The quick code is as good for two small answers.
-  setFlagsFromString("--liftoff-only");
-  const build = undici.buildConnector({ timeout: 0 });
-  const { signal } = session.end;
-  setMaxListeners(0, signal);
-  const connect: typeof build = (options, callback) => {
-    session.sockets += 1;
-    // undici connects again and again after an error of the socket; after any other it gives the request up.
-    const lost = Object.assign(new Error("lost again and again"), { code: "ECONNABORTED" });
-    if (signal.aborted || session.sockets > MAX_SOCKETS) return callback(lost, null);
-    const socket: unknown = build(options, callback);
-    // undici forgets one that still connects. With an error: else its end would be taken for an answer's.
-    if (socket instanceof Socket) signal.addEventListener("abort", () => socket.destroy(lost));
-  };
-  return new undici.EnvHttpProxyAgent({
-    connections: 1,
-    httpProxy: session.proxy.url,
-    httpsProxy: session.proxy.url,
-    noProxy: session.proxy.none,
-    headersTimeout: 0,
-    bodyTimeout: 0,
-    connect,
-    clientFactory: (origin) => new undici.Pool(origin, { connect }),
-    requestTls: { timeout: 0 },
+/** `Retry-After` in milliseconds: seconds, or a date (RFC 9110, 10.2.3). 0 without one. */
+function retryAfterMs({ "retry-after": text = "", date = "" }: ApiResponse["headers"]): number {
+  if (/^\d+$/.test(text)) {
+    // Longer than any deadline, and still a number that can be printed.
+    return Math.min(Number(text), 1e9) * 1000;
+  }
+  // Relative to the server's clock, because the runner's may differ.
+  const serverTime = Date.parse(date);
+  const now = Number.isNaN(serverTime) ? Date.now() : serverTime;
+  const waitMs = Date.parse(text) - now;
+  return Number.isNaN(waitMs) ? 0 : Math.max(0, waitMs);
+}
+
+/** The name that a server, or what is in front of it, gives itself. */
+function describeSender({ headers }: ApiResponse): string {
+  return headers.server === undefined ? "" : ` (Server: ${quote(headers.server)})`;
+}
+
+/** The title of an HTML page, or undefined. */
+function titleOf(page: string): string | undefined {
+  return /<title>([^<]*)/i.exec(page)?.[1]?.trim();
+}
+
+/** What a response says: the message of Gitea's JSON, the title of a page, or the beginning of the text. */
+function describeResponse(response: ApiResponse, redact: Redact): string {
+  const { status, body } = response;
+  const message = valueAt(parseJson(body, redact), ["message"]);
+  if (typeof message === "string") {
+    return `the server answered ${status}, ${quote(message.replace(/\.$/, ""))}`;
+  }
+  const text = redact(body.toString()).trim();
+  const shown = titleOf(text) ?? text;
+  return `the answer is ${status}, ${shown === "" ? "without text" : quote(shown)}${describeSender(response)}`;
+}
+
+export interface ClientOptions {
+  readonly server: Server;
+  /** `owner/name` */
+  readonly repo: string;
+  /** Undefined if no token is sent. */
+  readonly token: string | undefined;
+  /** The deadline, as `performance.now()` counts, in milliseconds. */
+  readonly endsAt: number;
+  readonly tools: Tools;
+}
+
+/** Sends requests to the API of one server, about one repository, on one connection, until one deadline. */
+export class GiteaClient {
+  readonly repo: string;
+  readonly tools: Tools;
+  readonly #options: ClientOptions;
+  readonly #budgetMs: number;
+  #connection: Client | undefined;
+  #attempts = 0;
+
+  constructor(options: ClientOptions) {
+    this.repo = options.repo;
+    this.tools = options.tools;
+    this.#options = options;
+    this.#budgetMs = options.endsAt - performance.now();
+  }
+
+  /** How many requests were sent. */
+  get attempts(): number {
+    return this.#attempts;
+  }
+
+  close(): void {
+    void this.#connection?.destroy();
+    this.#connection = undefined;
+  }
+
+  #remainingMs(): number {
+    return this.#options.endsAt - performance.now();
+  }
+
+  #urlOf(request: ApiRequest): URL {
+    return new URL(`${this.#options.server.url}/api/v1${request.path}`);
+  }
+
+  /** The connection. It is opened with the first request, and opened again after a failure. */
+  async #connect(): Promise<Client> {
+    if (this.#connection === undefined) {
+      const undici = await import("undici");
+      // undici parses HTTP in WebAssembly. V8 would optimize it in the background, and Node waits for that
+      // when it exits: half of the time of a run.
+      setFlagsFromString("--liftoff-only");
+      const { url, proxy } = this.#options.server;
+      // undici's own timeouts are a second coarse, and none covers the whole request.
+      const connector = undici.buildConnector({ timeout: 0, ...ADDRESS_OPTIONS });
+      const connect = proxy === undefined ? connector : tunnelConnector(proxy, connector);
+      this.#connection = new undici.Client(new URL(url).origin, {
+        connect,
+        headersTimeout: 0,
+        bodyTimeout: 0,
+      });
+    }
+    return this.#connection;
+  }
+
+  /** Ends a connection with a failure when nothing arrives for a while, or when the deadline has passed. */
+  #watch(connection: Client, action: string): { onProgress: () => void; stop: () => void } {
+    const silenceMs = this.#budgetMs * SILENCE_SHARE;
+    const end = (problem: string, retryHint?: RetryHint) => {
+      const message = `Cannot ${action}: ${problem}.`;
+      void connection.destroy(unverifiedFailure("timeout", { message, retryHint }));
+    };
+    let timer: NodeJS.Timeout | undefined;
+    const stop = () => clearTimeout(timer);
+    const onProgress = () => {
+      stop();
+      const remainingMs = this.#remainingMs();
+      if (silenceMs < remainingMs) {
+        timer = setTimeout(end, silenceMs, `nothing arrived for ${formatSeconds(silenceMs)}`, RETRY_NOW);
+      } else {
+        timer = setTimeout(end, remainingMs, "the deadline has passed");
+      }
+    };
+    onProgress();
+    return { onProgress, stop };
+  }
+
+  #requestOptions(request: ApiRequest): Dispatcher.RequestOptions {
+    const { token } = this.#options;
+    const { action, change } = request;
+    const { pathname, search } = this.#urlOf(request);
+    return {
+      method: change?.method ?? "GET",
+      path: pathname + search,
+      headers: {
+        "accept-encoding": "identity",
+        "user-agent": `sync-providers/${VERSION}`,
+        ...(token === undefined ? {} : { authorization: `token ${token}` }),
+        ...(change === undefined ? {} : { "content-type": "application/json" }),
+      },
+      body: change === undefined ? null : this.tools.redact(JSON.stringify(change.body)),
+      // Other statuses below 200 are skipped (RFC 9110, 15.2). 100 and 101 would fail an assertion in undici.
+      onInfo: ({ statusCode }) => {
+        if (statusCode <= 101) {
+          throw unverifiedFailure("bad-response", {
+            message: `Cannot ${action}: the answer is ${statusCode}.`,
+          });
+        }
+      },
+    };
+  }
+
+  /** Sends a request once and reads the response. Throws a Failure, or an unexpected exception. */
+  async #exchange(request: ApiRequest, connection: Client, onProgress: () => void): Promise<ApiResponse> {
+    const { action, maxBytes = MAX_JSON_BYTES } = request;
+    const { redact } = this.tools;
+    const headers: Record<string, string> = {};
+    let status: number | undefined;
+    try {
+      this.#attempts += 1;
+      const response = await connection.request(this.#requestOptions(request));
+      status = response.statusCode;
+      onProgress();
+      for (const [name, value] of Object.entries(response.headers)) {
+        headers[name] = redact(Array.isArray(value) ? value.join(", ") : String(value));
+      }
+      const body = await readBody(response.body, { maxBytes, action, onProgress });
+      return { status, headers, body };
+    } catch (error) {
+      this.close();
+      const isAnswered = status !== undefined;
+      const failure = toFailureIfExpected(error, {
+        action,
+        server: this.#options.server,
+        isAnswered,
+        redact,
+      });
+      if (status !== undefined && !isSuccess(request, status) && failure instanceof Failure) {
+        // Without its body, the status of an error decides alone.
+        return { status, headers, body: Buffer.alloc(0) };
+      }
+      throw failure;
+    }
+  }
+
+  /** Redirects are never followed: the token must not go anywhere else. */
+  #redirectFailure(request: ApiRequest, location: string): Failure {
+    const from = this.#urlOf(request);
+    if (location === "" || !URL.canParse(location, from.href)) {
+      const message = `Cannot ${request.action}: the redirect has no usable Location.`;
+      return unverifiedFailure("redirected", { message });
+    }
+    // Redacted again, because the URL parser decodes host names.
+    const to = new URL(this.tools.redact(new URL(location, from).href));
+    const place = quote(`${to.origin}${to.pathname}`);
+    return unverifiedFailure("redirected", {
+      message: `Cannot ${request.action}: it was redirected to ${place}.`,
+    });
+  }
+
+  /** Throws a Failure for every status except 200 (and 201 for a change): the table of answers. */
+  #checkStatus(request: ApiRequest, response: ApiResponse): void {
+    const { action, meanings } = request;
+    const { token } = this.#options;
+    const { redact } = this.tools;
+    const { status, headers, body } = response;
+    if (isSuccess(request, status)) {
+      return;
+    }
+    if ([301, 302, 303, 307, 308].includes(status)) {
+      throw this.#redirectFailure(request, headers.location ?? "");
+    }
+    const message = `Cannot ${action}: ${describeResponse(response, redact)}.`;
+    // Only Gitea's errors are JSON objects. Anything else comes from something in front of the server.
+    if ([401, 403, 404, 422].includes(status) && isRecord(parseJson(body, redact))) {
+      const general = token === undefined ? ANONYMOUS_MEANINGS : TOKEN_MEANINGS;
+      throw unverifiedFailure(meanings?.[status] ?? general[status] ?? "bad-response", { message });
+    }
+    if (status === 501 || status === 505) {
+      throw unverifiedFailure("server-error", { message });
+    }
+    if (status === 408 || status === 429 || (status >= 500 && status <= 599)) {
+      throw unverifiedFailure("server-error", { message, retryHint: { afterMs: retryAfterMs(headers) } });
+    }
+    // A proxy answers 404 while the server restarts.
+    throw unverifiedFailure("bad-response", { message, retryHint: status === 404 ? RETRY_NOW : undefined });
+  }
+
+  /** Waits before a retry. Throws if the deadline leaves no time for it. */
+  async #pauseBeforeRetry(retry: number, failure: Failure, { afterMs }: RetryHint): Promise<void> {
+    const pauseMs = this.#budgetMs * PAUSE_SHARE * 2 ** (retry - 1) * (1 + Math.random());
+    const waitMs = Math.max(afterMs, pauseMs);
+    if (waitMs < this.#remainingMs()) {
+      const progress = `${retry} of ${MAX_RETRIES} in ${formatSeconds(waitMs)}`;
+      this.tools.log("retry", `${progress}: ${failure.message}`);
+      await sleep(waitMs);
+      return;
+    }
+    if (afterMs === 0) {
+      throw failure;
+    }
+    const wait = `It asked to wait ${formatSeconds(afterMs)}, which is beyond the deadline.`;
+    throw unverifiedFailure("server-error", { message: `${failure.message} ${wait}` });
+  }
+
+  /** Sends a request once, within the time limits. Throws a Failure for every answer that is not a success. */
+  async #sendOnce(request: ApiRequest): Promise<ApiResponse> {
+    const connection = await this.#connect();
+    const { onProgress, stop } = this.#watch(connection, request.action);
+    try {
+      const response = await this.#exchange(request, connection, onProgress);
+      this.#checkStatus(request, response);
+      return response;
+    } finally {
+      stop();
+    }
+  }
+
+  /** Sends a request. Sends it again after a failure that may pass by itself. Throws a Failure. */
+  async send(request: ApiRequest): Promise<ApiResponse> {
+    // Nobody knows whether a change that got no answer was made, so it is never sent again.
+    const maxRetries = request.change === undefined ? MAX_RETRIES : 0;
+    for (let retry = 1; retry <= maxRetries; retry += 1) {
+      try {
+        return await this.#sendOnce(request);
+      } catch (error) {
+        if (!(error instanceof Failure) || error.retryHint === undefined) {
+          throw error;
+        }
+        await this.#pauseBeforeRetry(retry, error, error.retryHint);
+      }
+    }
+    return this.#sendOnce(request);
+  }
+
+  /** Sends a request and parses the JSON of its response. Throws a Failure if it is not of the given type. */
+  async sendForJson<T>(
+    request: ApiRequest,
+    { isExpected, expected }: { isExpected: (value: unknown) => value is T; expected: string },
+  ): Promise<{ value: T; headers: ApiResponse["headers"] }> {
+    const response = await this.send(request);
+    const { redact } = this.tools;
+    const value = parseJson(response.body, redact);
+    if (isExpected(value)) {
+      return { value, headers: response.headers };
+    }
+    const problem = `${describeResponse(response, redact)}, which is not ${expected}`;
+    throw unverifiedFailure("bad-response", { message: `Cannot ${request.action}: ${problem}.` });
+  }
+}
+
+/** What most responses of the API are. */
+const JSON_OBJECT = { isExpected: isRecord, expected: "a JSON object" };
+const JSON_LIST = { isExpected: isList, expected: "a JSON list" };
+
+// ------------------------------------------------------------------------------------------------
+// 7. Canonical file: three requests
+// ------------------------------------------------------------------------------------------------
+
+async function checkRepository(client: GiteaClient): Promise<void> {
+  const request = {
+    action: `get the repository ${quote(client.repo)}`,
+    path: `/repos/${client.repo}`,
+    meanings: { 404: "repo-not-visible" },
+  } as const;
+  const { value } = await client.sendForJson(request, JSON_OBJECT);
+  if (value.archived === true) {
+    const message = `The repository ${quote(client.repo)} is archived, so its file can no longer change.`;
+    throw unverifiedFailure("repo-archived", { message });
+  }
+}
+
+/** An object id of Git: a sha1 or a sha256 in hex. */
+const OBJECT_ID = /^([\da-f]{40}|[\da-f]{64})$/i;
+
+/** The commit of a ref. The file is requested by commit: for an unknown ref Gitea 1.25.4 sends another file. */
+async function getCommit(client: GiteaClient, ref: string): Promise<string> {
+  const action = `get the commit of ${quote(ref)}`;
+  const query = "?stat=false&verification=false&files=false";
+  const path = `/repos/${client.repo}/git/commits/${encodeURIComponent(ref)}${query}`;
+  // 422 means that Git allows no such name.
+  const meanings = { 404: "ref-not-found", 422: "ref-not-found" } as const;
+  const { value } = await client.sendForJson({ action, path, meanings }, JSON_OBJECT);
+  const { sha } = value;
+  if (typeof sha === "string" && OBJECT_ID.test(sha)) {
+    return sha.toLowerCase();
+  }
+  throw unverifiedFailure("bad-response", { message: `Cannot ${action}: the response has no commit id.` });
+}
+
+/** The blob id in the ETag of a response, in lower case. Other ETags say nothing about the bytes. */
+function blobIdOf({ headers }: ApiResponse): string | undefined {
+  const text = /^(?:W\/)?"([\da-f]+)"$/i.exec(headers.etag ?? "")?.[1] ?? "";
+  return OBJECT_ID.test(text) ? text.toLowerCase() : undefined;
+}
+
+/** True if the bytes have the blob id: the hash of `blob <length>\0` and the bytes (gitformat-object). */
+function hasBlobId(bytes: Buffer, id: string): boolean {
+  const hash = createHash(id.length === 40 ? "sha1" : "sha256");
+  return hash.update(`blob ${bytes.length}\0`).update(bytes).digest("hex") === id;
+}
+
+/** What is wrong with a response that should be the bytes of the canonical file, or undefined. */
+function canonicalFault(response: ApiResponse, copy: Input<FileContent>): string | undefined {
+  const { headers, body } = response;
+  const type = headers["content-type"] ?? "";
+  const encodings = [headers["content-encoding"] ?? "identity", headers["transfer-encoding"] ?? "chunked"];
+  const object = headers["x-gitea-object-type"] ?? "file";
+  if (/html|json/i.test(type)) {
+    return `its type is ${quote(type)}`;
+  }
+  if (!encodings.every((encoding) => /^(identity|chunked)$/i.test(encoding))) {
+    return `it is encoded (${quote(encodings.join(", "))})`;
+  }
+  if (object !== "file") {
+    return `it is a ${quote(object)}`;
+  }
+  if (isLfsPointer(body)) {
+    return "it is a Git LFS pointer";
+  }
+  const blobId = blobIdOf(response);
+  if (blobId !== undefined) {
+    return hasBlobId(body, blobId) ? undefined : `its bytes do not have the blob id ${blobId}`;
+  }
+  // Any page could be this answer. It counts only if it is the copy.
+  const isCopy = copy.kind === "read" && body.length > 0 && body.equals(copy.value.bytes);
+  return isCopy ? undefined : "no blob id (ETag) proves that it is the file";
+}
+
+async function getFile(
+  client: GiteaClient,
+  { settings, commit, copy }: { settings: Settings; commit: string; copy: Input<FileContent> },
+): Promise<Canonical> {
+  const { path, maxBytes } = settings;
+  const action = `get the file ${quote(path)}`;
+  const encodedPath = path.split("/").map(encodeURIComponent).join("/");
+  const response = await client.send({
+    action,
+    path: `/repos/${client.repo}/raw/${encodedPath}?ref=${commit}`,
+    meanings: { 404: "file-not-found" },
+    maxBytes,
   });
+  const fault = canonicalFault(response, copy);
+  if (fault !== undefined) {
+    // Only a page's title is quoted: the rest could be lines of the canonical file, which is private.
+    const title = titleOf(client.tools.redact(response.body.toString()));
+    const page = title === undefined ? "" : `, ${quote(title)}`;
+    const problem = `the answer is 200${page}${describeSender(response)}, but ${fault}`;
+    throw unverifiedFailure("bad-response", { message: `Cannot ${action}: ${problem}.` });
+  }
+  return { ...toFileContent(path, response.body), commit, isProven: blobIdOf(response) !== undefined };
 }
 
-/** `Retry-After` in milliseconds: seconds or a date (RFC 9110, 10.2.3); 0 when none can be read. */
-function retryAfter(text: string): number {
-  if (/^\d+$/.test(text)) return Math.min(Number(text), 1e9) * 1000;
-  const date = / GMT$/.test(text) ? Date.parse(text) : Number.NaN;
-  return Number.isNaN(date) ? 0 : Math.max(0, date - Date.now());
+// ------------------------------------------------------------------------------------------------
+// 8. Evidence
+// ------------------------------------------------------------------------------------------------
+
+/** Which token a run uses. */
+export type TokenSource = "anonymous" | "secret" | "job" | "malformed" | "missing";
+
+/** True if the canonical repository is on the server that runs the job. The job's token goes nowhere else. */
+function isOnJobServer({ canonicalServer, jobServer }: Settings): boolean {
+  if (canonicalServer === undefined || jobServer.kind === "unusable") {
+    return false;
+  }
+  return new URL(canonicalServer.url).href === new URL(jobServer.server.url).href;
 }
 
-/** Not HTTP, or more header than HTTP has. */
-const PROTOCOL_CODE = /^(HPE_|HTTPParserError$|UND_ERR_HEADERS_OVERFLOW$|ERR_ASSERTION$)/;
-/** What may pass: the system's codes (ECONNREFUSED, EAI_AGAIN), undici's for a lost connection or a proxy. */
-const TRANSIENT_CODE = /^(E(?!RR_)[A-Z_]+|UND_ERR_(SOCKET|ABORTED))$/;
-/** The body ended before the length that was declared, or went on behind it. */
-const LENGTH_CODE = "UND_ERR_RES_CONTENT_LENGTH_MISMATCH";
-
-/**
- * Tells a broken connection from a broken answer by the error's code. Once headers have come it is the answer
- * that is broken: undici reports a reset like a missing end.
- */
-function toFailure(error: unknown, at: { what: string; isAnswered: boolean; redact: Redact }): Failure {
-  if (error instanceof Failure) return error;
-  const [code, text] = [codeOf(error), at.redact(textOf(error))];
-  const found = `Cannot get ${at.what}: ${code}, ${quote(text)}.`;
-  // An end that comes too early is a parser's error where the connection was to close.
-  if (at.isAnswered || code === LENGTH_CODE || /Invalid EOF/.test(text))
-    return unverified("bad-response", `Cannot get ${at.what}: the body broke off (${code}).`, 0);
-  // The text is what undici says to a status 100 and to 101.
-  const isProtocol = PROTOCOL_CODE.test(code) || /^bad (response|upgrade)$/.test(text);
-  if (isProtocol) return unverified("bad-response", found);
-  // A certificate or a handshake does not mend itself between two attempts.
-  return unverified("unreachable", found, TRANSIENT_CODE.test(code) ? 0 : null);
+/** Chooses the token source of a run. */
+export function chooseTokenSource(settings: Settings, { trusted }: Context): TokenSource {
+  const { anonymous, secret, jobToken } = settings;
+  if (anonymous) {
+    return "anonymous";
+  }
+  if (secret.kind !== "missing") {
+    return secret.kind === "usable" ? "secret" : "malformed";
+  }
+  if (!trusted || jobToken.kind === "missing" || !isOnJobServer(settings)) {
+    return "missing";
+  }
+  return jobToken.kind === "usable" ? "job" : "malformed";
 }
 
-// ───────────────────────────── verdict ─────────────────────────────
+/** The token to send; undefined if none is sent. */
+function tokenOf(source: TokenSource, { secret, jobToken }: Settings): string | undefined {
+  if (source === "secret" && secret.kind === "usable") {
+    return secret.value;
+  }
+  return source === "job" && jobToken.kind === "usable" ? jobToken.value : undefined;
+}
 
-/**
- * All that the verdict rests on. A {@link Failure} stands where something could not be had; null, where it
- * was not due.
- */
+/** False if a local file replaces the fetch. A replay shows what a runner would do, and that needs a token. */
+function needsToken({ canonicalFile, replayPath }: Settings): boolean {
+  return canonicalFile === undefined || replayPath !== undefined;
+}
+
+function hasNeededToken(settings: Settings, source: TokenSource): boolean {
+  return !needsToken(settings) || (source !== "missing" && source !== "malformed");
+}
+
+/** Why the job token is not used although it is set. */
+function describeUnusedJobToken({ jobToken, jobServer }: Settings, { trusted }: Context): string {
+  if (jobToken.kind === "missing") {
+    return "";
+  }
+  if (!trusted) {
+    return "; SYNC_JOB_TOKEN is not used in a run that is not trusted";
+  }
+  const why = jobServer.kind === "usable" ? "SYNC_CANONICAL_SERVER is not GITHUB_SERVER_URL" : jobServer.why;
+  return `; SYNC_JOB_TOKEN is not used, because ${why}`;
+}
+
+function describeTokenSource(source: TokenSource, settings: Settings, context: Context): string {
+  const { canonicalFile, canonicalServer } = settings;
+  if (!needsToken(settings)) {
+    return `${source}: none is needed, because the canonical file is local`;
+  }
+  const receiver = canonicalFile === undefined ? `for ${quote(canonicalServer?.url ?? "")} only` : "not sent";
+  switch (source) {
+    case "anonymous":
+      return "anonymous: the canonical repository is public, so no token is sent";
+    case "secret":
+      return `secret: AUTO_SYNC_TOKEN, ${receiver}`;
+    case "job":
+      return `job: SYNC_JOB_TOKEN, because AUTO_SYNC_TOKEN is not set, ${receiver}`;
+    case "malformed":
+      return "malformed: it cannot be a token, so it is not sent";
+    case "missing":
+      return `missing: AUTO_SYNC_TOKEN is not set${describeUnusedJobToken(settings, context)}`;
+  }
+}
+
+/** Everything the verdict depends on. */
 export interface Evidence {
   readonly context: Context;
-  readonly token: TokenKind;
-  /** Whether a missing token counts: not where a local file stands in, unless it is a replay. */
-  readonly requiresToken: boolean;
-  readonly copy: Side | Failure | null;
-  readonly canonical: Side | Failure | null;
-  readonly pin: Pin | Failure | null;
-  readonly command: string;
+  readonly tokenSource: TokenSource;
+  readonly copy: Input<FileContent>;
+  readonly pin: Input<Pin>;
+  readonly canonical: Input<Canonical>;
+  /** How many requests were sent. */
+  readonly attempts: number;
 }
 
-type Verdicts = [Verdict, ...Verdict[]];
-
-/** Everything that holds, the verdict first: never empty, in the order of {@link STATUSES}. Pure. */
-export function judge(evidence: Evidence): Verdicts {
-  const { copy, canonical, pin } = evidence;
-  const failures = [copy, canonical, pin].map((part) => (part instanceof Failure ? part.verdict : null));
-  const all = [...failures, judgeToken(evidence), judgeSides(evidence), judgePin(evidence)];
-  const found = all.filter((verdict) => verdict !== null);
-  const order = Object.keys(STATUSES);
-  const [first, ...others] = found.sort((a, b) => order.indexOf(a.status) - order.indexOf(b.status));
-  // The last line of defence: evidence without any finding is not green.
-  return [first ?? { status: "unverified", message: "Nothing was compared.", remedy: "" }, ...others];
+function plural(count: number, noun: string): string {
+  return count === 1 ? `1 ${noun}` : `${count} ${noun}s`;
 }
 
-const PROVISION = [
-  "Provision AUTO_SYNC_TOKEN (read scope on molecule-controlplane) as a secret of this repository or owner,",
-  "in this step's env; or, on Gitea 1.26 and later, let this repository's jobs read the canonical one",
-  "(organisation Settings, Actions, General, cross-repository access), and hand over SYNC_JOB_TOKEN.",
-].join(" ");
+function describeFile({ path, bytes, sha256 }: FileContent): string {
+  return `${quote(path)}: ${plural(bytes.length, "byte")}, sha256 ${shortHash(sha256)}`;
+}
 
-function judgeToken({ context, token, requiresToken, copy, pin }: Evidence): Verdict | null {
-  if (!requiresToken || token === "secret" || token === "job") return null;
-  if (token === "malformed") {
-    const found = "it is too long, or holds white space, control or non-ASCII characters. It was not sent";
-    const name = "the secret AUTO_SYNC_TOKEN (or, without it, SYNC_JOB_TOKEN)";
-    return unverified("token-malformed", `Cannot use ${name}: ${found}.`).verdict;
+function describeCanonical(canonical: Canonical, { repo, ref }: Settings): string {
+  const { commit } = canonical;
+  const origin = commit === null ? "local" : `from ${quote(repo)} at ${quote(ref)}, commit ${commit}`;
+  return `${describeFile(canonical)}, ${origin}`;
+}
+
+function describePin({ path, sha256 }: Pin): string {
+  return `${quote(path)}: sha256 ${shortHash(sha256)}`;
+}
+
+async function gatherCopy(settings: Settings): Promise<Input<FileContent>> {
+  if (settings.write && isMissing(settings.copyPath)) {
+    return { kind: "not needed", why: `${quote(settings.copyPath)} does not exist yet` };
   }
-  if (context.trusted) {
-    const event = context.event === "" ? "no event" : `the event ${quote(context.event)}`;
-    const found = `The secret AUTO_SYNC_TOKEN is missing in a trusted context (${event})`;
-    const message = `${found}, so nothing was compared with the canonical.`;
-    return { status: "token-missing", message, remedy: PROVISION };
+  return toInput(readCopy(settings));
+}
+
+async function gatherPin(settings: Settings): Promise<Input<Pin>> {
+  if (settings.pinPath === undefined) {
+    return { kind: "not needed", why: "not checked, because SYNC_PIN_PATH is not set" };
   }
-  const isPinned = isHad(copy) && isHad(pin) && copy.sha256 === pin.sha256;
-  const agrees = isPinned ? " The copy is what the pin says." : "";
-  const message = "A fork's pull request gets no secret, so nothing was compared with the canonical.";
-  const remedy = "Nothing: the push after the merge is compared.";
-  return { status: "skipped", message: message + agrees, remedy };
+  return toInput(readPin(settings.pinPath, settings));
 }
 
-const REGENERATE = "then go generate ./... and commit";
-const KEEP_EDIT = `${REGENERATE}; to keep an edit of the copy, change the canonical first`;
-
-/** What a drift means by which side moved, and what to do beside re-syncing. */
-const DIAGNOSES = {
-  canonical: { found: "The canonical moved: the pin still names the copy.", next: REGENERATE },
-  copy: { found: "The copy was edited by hand: the pin still names the canonical.", next: KEEP_EDIT },
-  both: { found: "Both moved: the pin names neither.", next: KEEP_EDIT },
-  unknown: { found: "Without a pin nobody can tell which side moved.", next: KEEP_EDIT },
-} as const;
-
-function judgeSides({ copy, canonical, pin, command }: Evidence): Verdict | null {
-  if (!isHad(copy) || !isHad(canonical)) return null;
-  const pinned = isHad(pin) ? pin.sha256 : null;
-  const agrees = pinned === copy.sha256 ? ", and the pin names it" : "";
-  const message = `The copy is the canonical file, byte for byte${agrees}.`;
-  if (copy.bytes.equals(canonical.bytes)) return { status: "in-sync", message, remedy: "" };
-  const line = firstDifferingLine(copy.bytes, canonical.bytes);
-  const moved = pinned === null ? null : whoMoved(pinned, { copy: copy.sha256, canonical: canonical.sha256 });
-  const { found, next } = DIAGNOSES[moved ?? "unknown"];
-  const sums = `sha256: copy ${short(copy)}, canonical ${short(canonical)}`;
-  const differ = `The copy ${copy.name} differs from the canonical, first in line ${line} (${sums}).`;
-  return { status: "drift", line, moved, message: `${differ} ${found}`, remedy: `${command} (${next}).` };
+/** What is needed to get the canonical file. */
+interface FetchOptions {
+  readonly settings: Settings;
+  readonly tokenSource: TokenSource;
+  readonly copy: Input<FileContent>;
+  readonly tools: Tools;
 }
 
-function whoMoved(pinned: string, { copy, canonical }: { copy: string; canonical: string }): Moved {
-  if (pinned === copy) return "canonical";
-  return pinned === canonical ? "copy" : "both";
+interface FetchResult {
+  readonly canonical: Input<Canonical>;
+  readonly attempts: number;
 }
 
-function judgePin({ copy, canonical, pin, command }: Evidence): Verdict | null {
-  if (!isHad(copy) || !isHad(pin) || pin.sha256 === copy.sha256) return null;
-  const differ = `The pin ${pin.name} names the sha256 ${short(pin)}, and ${copy.name} has ${short(copy)}`;
-  const isResynced = isHad(canonical) && canonical.sha256 === copy.sha256;
-  const found = isResynced
-    ? ", which is the canonical's: the copy was re-synced and the pin was not bumped"
-    : ": the copy was edited by hand, or re-synced without bumping the pin";
-  const effect = isResynced ? "bumps the pin" : "reverts an edit, and bumps the pin";
-  const remedy = `${command} (${effect}), then commit.`;
-  return { status: "pin-mismatch", message: `${differ}${found}.`, remedy };
+/** Fetches the canonical file. First the repository, then the commit, so that every 404 has one meaning. */
+async function fetchCanonical(
+  server: Server,
+  { settings, tokenSource, copy, tools }: FetchOptions,
+): Promise<FetchResult> {
+  const { repo, ref, timeoutMs } = settings;
+  const token = tokenOf(tokenSource, settings);
+  const client = new GiteaClient({ server, repo, token, endsAt: tools.startedAt + timeoutMs, tools });
+  const fetchFile = async () => {
+    await checkRepository(client);
+    const commit = await getCommit(client, ref);
+    return getFile(client, { settings, commit, copy });
+  };
+  try {
+    return { canonical: await toInput(fetchFile()), attempts: client.attempts };
+  } finally {
+    client.close();
+  }
 }
 
-function isHad<T extends Side>(part: T | Failure | null): part is T {
-  return part !== null && !(part instanceof Failure);
+async function gatherCanonical(options: FetchOptions): Promise<FetchResult> {
+  const { settings, tokenSource, copy } = options;
+  const { canonicalFile, canonicalServer } = settings;
+  if (copy.kind === "failed") {
+    return { canonical: { kind: "not needed", why: "not read, because there is no copy" }, attempts: 0 };
+  }
+  const isAllowed = hasNeededToken(settings, tokenSource);
+  if (canonicalFile !== undefined && isAllowed) {
+    return { canonical: await toInput(readLocalCanonical(canonicalFile, settings)), attempts: 0 };
+  }
+  if (canonicalServer === undefined || !isAllowed) {
+    return {
+      canonical: { kind: "not needed", why: "not read, because there is no usable token" },
+      attempts: 0,
+    };
+  }
+  return fetchCanonical(canonicalServer, options);
 }
 
-function short(side: { sha256: string }): string {
-  return side.sha256.slice(0, 12);
+/** The server's refusal of the job token, or undefined. A wrong name of the repository looks the same. */
+function findJobTokenRefusal(source: TokenSource, canonical: Input<Canonical>): Failure | undefined {
+  if (source !== "job" || canonical.kind !== "failed") {
+    return undefined;
+  }
+  const reason = reasonOf(canonical.failure.verdict);
+  const isRefused = reason === "token-rejected" || reason === "token-scope" || reason === "repo-not-visible";
+  return isRefused ? canonical.failure : undefined;
 }
 
-/** The first line of the copy that is not the canonical's, from 1; one past the end of a copy that stops. */
-export function firstDifferingLine(copy: Buffer, canonical: Buffer): number {
-  return 1 + countLines(copy.subarray(0, commonPrefix(copy, canonical)));
+interface LoggedInput<T> {
+  readonly input: Input<T>;
+  readonly describe: (value: T) => string;
 }
 
-function commonPrefix(a: Buffer, b: Buffer): number {
-  const end = Math.min(a.length, b.length);
-  let length = 0;
-  while (length < end && a[length] === b[length]) length += 1;
-  return length;
+/** Logs an input. A failure is not logged here, because it is part of the verdict. */
+function logInput<T>(tools: Tools, label: string, { input, describe }: LoggedInput<T>): void {
+  if (input.kind === "read") {
+    tools.log(label, describe(input.value));
+  } else if (input.kind === "not needed") {
+    tools.log(label, input.why);
+  }
 }
+
+/** Reads the copy, the pin and the canonical file, and logs a line for each. */
+async function gatherEvidence(settings: Settings, context: Context, tools: Tools): Promise<Evidence> {
+  const tokenSource = chooseTokenSource(settings, context);
+  tools.log("token", describeTokenSource(tokenSource, settings, context));
+  const copy = await gatherCopy(settings);
+  logInput(tools, "copy", { input: copy, describe: describeFile });
+  const pin = await gatherPin(settings);
+  logInput(tools, "pin", { input: pin, describe: describePin });
+  const { canonical, attempts } = await gatherCanonical({ settings, tokenSource, copy, tools });
+  logInput(tools, "canonical", {
+    input: canonical,
+    describe: (value) => describeCanonical(value, settings),
+  });
+  const refusal = findJobTokenRefusal(tokenSource, canonical);
+  if (refusal !== undefined) {
+    const doubt = `It cannot read ${quote(settings.repo)}, or the repository has another name.`;
+    tools.log("token", `SYNC_JOB_TOKEN was refused: ${refusal.message} ${doubt}`);
+  }
+  return { context, tokenSource, copy, pin, canonical, attempts };
+}
+
+// ------------------------------------------------------------------------------------------------
+// 9. Verdicts
+// ------------------------------------------------------------------------------------------------
 
 const NEWLINE = 0x0a;
+const CARRIAGE_RETURN = 0x0d;
 
-function countLines(bytes: Buffer): number {
+function countNewlines(bytes: Buffer): number {
   let count = 0;
-  for (let at = bytes.indexOf(NEWLINE); at !== -1; at = bytes.indexOf(NEWLINE, at + 1)) count += 1;
+  let index = bytes.indexOf(NEWLINE);
+  while (index !== -1) {
+    count += 1;
+    index = bytes.indexOf(NEWLINE, index + 1);
+  }
   return count;
 }
 
-// ──────────────────────── what differs, in words ────────────────────────
-
-/** A unified diff, shortened, of foreign text. `said` is a sentence beside it or in its place, or empty. */
-export interface Difference {
-  readonly lines: string[];
-  readonly said: string;
+function commonPrefixLength(a: Buffer, b: Buffer): number {
+  const end = Math.min(a.length, b.length);
+  let length = 0;
+  while (length < end && a[length] === b[length]) {
+    length += 1;
+  }
+  return length;
 }
 
-/** What is printed of a diff. */
+/** The number of the first line that differs, from 1. */
+export function findFirstDifferingLine(a: Buffer, b: Buffer): number {
+  return 1 + countNewlines(a.subarray(0, commonPrefixLength(a, b)));
+}
+
+/** The length of the line ending (CRLF, CR or LF) at an index, in bytes; 0 if there is none. */
+function lineEndingLength(bytes: Buffer, index: number): number {
+  if (bytes[index] === CARRIAGE_RETURN) {
+    return bytes[index + 1] === NEWLINE ? 2 : 1;
+  }
+  return bytes[index] === NEWLINE ? 1 : 0;
+}
+
+/** True if two different files have the same lines. Works on bytes, because strings are limited to 512 MiB. */
+export function differOnlyInLineEndings(a: Buffer, b: Buffer): boolean {
+  let indexA = 0;
+  let indexB = 0;
+  while (indexA < a.length && indexB < b.length) {
+    const endingA = lineEndingLength(a, indexA);
+    const endingB = lineEndingLength(b, indexB);
+    const isSame = endingA === 0 ? a[indexA] === b[indexB] : endingB > 0;
+    if (!isSame) {
+      return false;
+    }
+    indexA += Math.max(endingA, 1);
+    indexB += Math.max(endingB, 1);
+  }
+  return indexA === a.length && indexB === b.length && !a.equals(b);
+}
+
+function tokenMissing(message: string, { repo }: Settings): Verdict {
+  const name = repo.split("/")[1];
+  return { status: "token-missing", message, remedy: `Provision AUTO_SYNC_TOKEN (read scope on ${name}).` };
+}
+
+/** The verdict on the token, if it is missing, malformed or, as the job token, refused. */
+function judgeToken(evidence: Evidence, settings: Settings): Verdict | undefined {
+  const { context, tokenSource, canonical } = evidence;
+  const event = context.event === "" ? "no event" : `event ${quote(context.event)}`;
+  const unset = `AUTO_SYNC_TOKEN is not set (${event})`;
+  const refusal = findJobTokenRefusal(tokenSource, canonical);
+  if (refusal !== undefined) {
+    const problem = `the job token cannot read ${quote(settings.repo)}, or the repository has another name`;
+    return tokenMissing(`${unset}, and ${problem}.`, settings);
+  }
+  if (hasNeededToken(settings, tokenSource)) {
+    return undefined;
+  }
+  if (tokenSource === "malformed") {
+    const name = settings.secret.kind === "malformed" ? "AUTO_SYNC_TOKEN" : "SYNC_JOB_TOKEN";
+    const { min, max } = TOKEN_LENGTH;
+    const problem = `it must be ${min} to ${max} printable ASCII characters, without spaces or surrounding quotes`;
+    return unverifiedFailure("token-malformed", { message: `Cannot use ${name}: ${problem}.` }).verdict;
+  }
+  if (settings.write) {
+    return tokenMissing(`${unset}, so nothing was written.`, settings);
+  }
+  if (context.trusted) {
+    const run = context.event === "pull_request" ? "pull request" : "run";
+    const why = context.case === 4 ? ` The ${run} counts as trusted, because ${context.why}.` : "";
+    return tokenMissing(`${unset}, so nothing was compared.${why}`, settings);
+  }
+  return undefined;
+}
+
+/** The verdicts on what could not be read: inputs that failed, and the token. */
+function judgeObstacles(evidence: Evidence, settings: Settings): Verdict[] {
+  const { copy, pin, canonical, tokenSource } = evidence;
+  // A refusal of the job token is reported as a missing token.
+  const refusal = findJobTokenRefusal(tokenSource, canonical);
+  const verdicts: Verdict[] = [];
+  for (const input of [copy, pin, canonical]) {
+    if (input.kind === "failed" && input.failure !== refusal) {
+      verdicts.push(input.failure.verdict);
+    }
+  }
+  const onToken = judgeToken(evidence, settings);
+  if (onToken !== undefined) {
+    verdicts.push(onToken);
+  }
+  return verdicts;
+}
+
+function findPinMatches(pin: Pin, copy: FileContent, canonical: FileContent): PinMatches {
+  if (pin.sha256 === copy.sha256) {
+    return "copy";
+  }
+  return pin.sha256 === canonical.sha256 ? "canonical" : "neither";
+}
+
+const PIN_SENTENCES: Readonly<Record<PinMatches, string>> = {
+  copy: "The pin matches the copy: either the canonical file changed, or copy and pin were edited together.",
+  canonical: "The pin matches the canonical file: the copy was edited by hand.",
+  neither: "The pin matches neither: the canonical file changed and the copy was edited, or the pin is old.",
+};
+
+function judgeDrift(copy: FileContent, canonical: Canonical, pin: Input<Pin>): Verdict {
+  const firstDifferingLine = findFirstDifferingLine(copy.bytes, canonical.bytes);
+  const pinMatches = pin.kind === "read" ? findPinMatches(pin.value, copy, canonical) : null;
+  const drift = { status: "drift", firstDifferingLine, pinMatches } as const;
+  if (differOnlyInLineEndings(copy.bytes, canonical.bytes)) {
+    const message = `The copy ${quote(copy.path)} differs from the canonical file only in line endings.`;
+    const line = `${quoteForGitAttributes(copy.path)} -text`;
+    const remedy = `Add this line to .gitattributes, then re-sync: ${truncate(escapeMessage(line), QUOTE_LIMIT)}`;
+    return { ...drift, message, remedy };
+  }
+  const problem = `The copy ${quote(copy.path)} differs from the canonical file at line ${firstDifferingLine}.`;
+  const message = pinMatches === null ? problem : `${problem} ${PIN_SENTENCES[pinMatches]}`;
+  const remedy = "Re-sync the copy; to keep an edit, change the canonical file first.";
+  return { ...drift, message, remedy };
+}
+
+function judgePin(pin: Pin, copy: FileContent, canonical: Input<Canonical>): Verdict {
+  const cause =
+    canonical.kind === "read"
+      ? "The copy is the canonical file, so the pin was not updated."
+      : "The copy was edited by hand, or re-synced without updating the pin.";
+  const sums = `${quote(pin.path)} says ${shortHash(pin.sha256)}, but the copy is ${shortHash(copy.sha256)}`;
+  return { status: "pin-mismatch", message: `The pin is wrong: ${sums}. ${cause}`, remedy: "Re-sync." };
+}
+
+/** The verdict on a difference between copy, canonical file and pin. A drift says which side the pin matches. */
+function judgeDifference({ copy, pin, canonical }: Evidence): Verdict | undefined {
+  if (copy.kind !== "read") {
+    return undefined;
+  }
+  if (canonical.kind === "read" && !copy.value.bytes.equals(canonical.value.bytes)) {
+    return judgeDrift(copy.value, canonical.value, pin);
+  }
+  if (pin.kind === "read" && pin.value.sha256 !== copy.value.sha256) {
+    return judgePin(pin.value, copy.value, canonical);
+  }
+  return undefined;
+}
+
+/** The verdict of a run in which nothing is wrong. Undefined if it may not pass. */
+function judgePassed({ copy, pin, canonical, context, tokenSource }: Evidence): Verdict | undefined {
+  const pinned = pin.kind === "read" ? " The pin agrees." : "";
+  if (copy.kind === "read" && canonical.kind === "read") {
+    const message = `The copy is the canonical file, byte for byte.${pinned}`;
+    return { status: "in-sync", message, remedy: "" };
+  }
+  if (copy.kind === "read" && !context.trusted && tokenSource === "missing") {
+    const message = `A pull request from a fork gets no secrets, so nothing was compared.${pinned}`;
+    return { status: "skipped", message, remedy: "No action needed: the push after the merge is compared." };
+  }
+  return undefined;
+}
+
+/** Everything that applies, the verdict first. */
+export function judge(evidence: Evidence, settings: Settings): Verdicts {
+  const verdicts = judgeObstacles(evidence, settings);
+  const difference = judgeDifference(evidence);
+  if (difference !== undefined) {
+    verdicts.push(difference);
+  }
+  const passed = verdicts.length === 0 ? judgePassed(evidence) : undefined;
+  return toVerdicts(passed === undefined ? verdicts : [passed]);
+}
+
+// ------------------------------------------------------------------------------------------------
+// 10. Differences: the diff, and the summary by name
+// ------------------------------------------------------------------------------------------------
+
+/** The printed part of a diff. Line length in characters. */
 const DIFF_LIMIT = { lines: 200, bytes: 65_536, lineLength: 1000 };
-/** What the smallest diff is looked for in, and how far: the cost grows with the square of the edits. */
+/** The smallest diff is searched for within these limits: the work grows with the square of the edits. */
 const SEARCH_LIMIT = { bytes: 2_097_152, edits: 1000 };
-/** What is looked at as text: more does not fit into a string. */
-const TEXT_LIMIT = 2 ** 28;
 
-/** Says how to come from the canonical to the copy, with bounded work, however large or unlike they are. */
-export async function explainDifference(canonical: Side, copy: Side, redact: Redact): Promise<Difference> {
-  const [old, now] = [decodeText(canonical.bytes), decodeText(copy.bytes)];
-  if (old === null || now === null) {
-    const which = old === now ? "Neither side is" : `The ${old === null ? "canonical" : "copy"} is not`;
-    return { lines: [], said: `${which} UTF-8 text of a size to print, so there is no diff to show.` };
+/** The two sides of a drift. */
+interface Sides {
+  readonly copy: FileContent;
+  readonly canonical: FileContent;
+}
+
+/** UTF-8 text without NUL, or undefined. */
+function decodeText(bytes: Buffer): string | undefined {
+  return isUtf8(bytes) && !bytes.includes(0) ? bytes.toString() : undefined;
+}
+
+const BYTE_ORDER_MARK = "\ufeff";
+
+/** A sentence if only line endings, the byte-order mark or the final newline differ; undefined otherwise. */
+function describeFormatDifference(a: string, b: string): string | undefined {
+  const withNewlines = (text: string) => text.replace(/\r\n?/g, "\n");
+  const withoutMark = (text: string) => (text.startsWith(BYTE_ORDER_MARK) ? text.slice(1) : text);
+  const withoutEnd = (text: string) => withoutMark(text).replace(/(\r\n|\r|\n)$/, "");
+  if (withNewlines(withoutEnd(a)) !== withNewlines(withoutEnd(b))) {
+    return undefined;
   }
-  const said = describeFormat(old, now);
-  if (said !== null) return { lines: [], said };
-  const { formatPatch, OMIT_HEADERS, structuredPatch } = await import("diff");
-  const header = [`--- canonical ${canonical.name}`, `+++ copy ${copy.name}`];
-  const isSmall = Math.max(canonical.bytes.length, copy.bytes.length) <= SEARCH_LIMIT.bytes;
-  const options = { context: 3, maxEditLength: SEARCH_LIMIT.edits };
-  const patch = isSmall ? structuredPatch("", "", redact(old), redact(now), "", "", options) : undefined;
-  if (patch === undefined) return limitDiff(header, replaceRest([canonical.bytes, copy.bytes], redact));
-  if (patch.hunks.length === 0) return { lines: [], said: "The two differ in a secret, which is not shown." };
-  const lines = formatPatch(patch, OMIT_HEADERS).split("\n").slice(0, -1);
-  return limitDiff(header, { lines, count: lines.length });
+  if (withNewlines(a) === withNewlines(b)) {
+    return "The two files differ only in line endings.";
+  }
+  const parts: string[] = [];
+  if (withoutEnd(a) !== withoutEnd(b)) {
+    parts.push("line endings");
+  }
+  if (a.startsWith(BYTE_ORDER_MARK) !== b.startsWith(BYTE_ORDER_MARK)) {
+    parts.push("byte-order mark");
+  }
+  if (withoutMark(a).slice(withoutEnd(a).length) !== withoutMark(b).slice(withoutEnd(b).length)) {
+    parts.push("final newline");
+  }
+  return `The two files differ only in: ${parts.join(", ")}.`;
 }
 
-/** Null for what is not text: invalid UTF-8, or a NUL in it. */
-function decodeText(bytes: Buffer): string | null {
-  return bytes.length <= TEXT_LIMIT && isUtf8(bytes) && !bytes.includes(0) ? bytes.toString() : null;
-}
-
-/** A sentence where the two differ in line endings, byte-order mark or final newline alone; else null. */
-function describeFormat(canonical: string, copy: string): string | null {
-  const unmark = (text: string) => text.replace(/^\ufeff/, "");
-  const unend = (text: string) => text.replace(/(\r\n?|\n)$/, "");
-  const plain = (text: string) => unend(unmark(text)).replace(/\r\n?/g, "\n");
-  if (plain(canonical) !== plain(copy)) return null;
-  const onlyOne = (has: (text: string) => boolean, what: string) =>
-    has(canonical) === has(copy) ? [] : [`${what} (only the ${has(copy) ? "copy" : "canonical"} has it)`];
-  const final = onlyOne((text) => unend(text) !== text, "a final newline");
-  const rest = (text: string) => (final.length > 0 ? unend(unmark(text)) : unmark(text));
-  const [old, now] = [canonical, copy].map((text) => text.split("\r").length - 1);
-  const counts = `carriage returns: ${old} in the canonical, ${now} in the copy`;
-  const endings = `line endings (${counts}; check .gitattributes)`;
-  const mark = onlyOne((text) => unmark(text) !== text, "a byte-order mark");
-  const parts = [...(rest(canonical) === rest(copy) ? [] : [endings]), ...mark, ...final];
-  return `The two differ in nothing but ${parts.join(" and ")}.`;
-}
-
-/** A true diff, if not the smallest: from where they part, the canonical goes and the copy comes. */
-function replaceRest([old, now]: readonly [Buffer, Buffer], redact: Redact) {
-  const common = old.subarray(0, commonPrefix(old, now));
-  const [start, first] = [common.lastIndexOf(NEWLINE) + 1, countLines(common) + 1];
-  const partOf = (sign: string, bytes: Buffer) => {
-    const rest = bytes.subarray(start);
-    const count = countLines(rest) + (rest.length > 0 && rest.at(-1) !== NEWLINE ? 1 : 0);
-    const head = rest.subarray(0, DIFF_LIMIT.bytes);
-    // In whole lines, so that no secret is cut; of a longer line all that is shown is whole.
-    const end = head.length < rest.length ? head.lastIndexOf(NEWLINE) : -1;
-    const shown = redact(head.subarray(0, end > 0 ? end : head.length).toString());
-    const lines = shown.split("\n", Math.min(count, DIFF_LIMIT.lines / 2));
-    return {
-      range: `${first - (count === 0 ? 1 : 0)},${count}`,
-      count,
-      lines: lines.map((line) => sign + line),
-    };
-  };
-  const [gone, come] = [partOf("-", old), partOf("+", now)];
-  const head = `@@ -${gone.range} +${come.range} @@`;
-  return { lines: [head, ...gone.lines, ...come.lines], count: 1 + gone.count + come.count };
-}
-
-function limitDiff(header: readonly string[], { lines, count }: { lines: string[]; count: number }) {
-  const shown: string[] = [];
+/** Escapes the lines of a diff and cuts them to the limits. Says how many lines are left out. */
+function limitDiff(lines: readonly string[]): string[] {
+  const limited: string[] = [];
   let bytes = 0;
-  for (const line of [...header, ...lines].slice(0, DIFF_LIMIT.lines)) {
-    const safe = escapeLogLine(line);
-    const cut = safe.length > DIFF_LIMIT.lineLength ? `${safe.slice(0, DIFF_LIMIT.lineLength)}…` : safe;
-    bytes += Buffer.byteLength(cut) + 1;
-    if (bytes > DIFF_LIMIT.bytes) break;
-    shown.push(cut);
+  // Room for the line that counts the others.
+  for (const line of lines.slice(0, DIFF_LIMIT.lines - 1)) {
+    const beginning = line.slice(0, DIFF_LIMIT.lineLength + 1);
+    const escaped = truncate(escapeLine(beginning), DIFF_LIMIT.lineLength);
+    bytes += Buffer.byteLength(escaped) + 1;
+    if (bytes > DIFF_LIMIT.bytes - 100) {
+      break;
+    }
+    limited.push(escaped);
   }
-  const omitted = header.length + count - shown.length;
-  return { lines: shown, said: omitted > 0 ? `${plural(omitted, "more line")} left out` : "" };
+  if (limited.length < lines.length) {
+    limited.push(`\\ ${plural(lines.length - limited.length, "more line")}`);
+  }
+  return limited;
 }
 
-/** The names of a section's entries that differ, each list sorted. */
+/** A unified diff from the copy to the canonical file: what a re-sync changes. A sentence if there is none. */
+export async function diffSides({ copy, canonical }: Sides, redact: Redact): Promise<string[]> {
+  const copyText = decodeText(copy.bytes);
+  const canonicalText = decodeText(canonical.bytes);
+  if (copyText === undefined || canonicalText === undefined) {
+    return ["There is no diff, because a file is not UTF-8 text."];
+  }
+  const sentence = describeFormatDifference(copyText, canonicalText);
+  if (sentence !== undefined) {
+    return [sentence];
+  }
+  const line = findFirstDifferingLine(copy.bytes, canonical.bytes);
+  const noDiff = `There is no small diff. The first line that differs is line ${line}.`;
+  if (Math.max(copy.bytes.length, canonical.bytes.length) > SEARCH_LIMIT.bytes) {
+    return [noDiff];
+  }
+  const { formatPatch, OMIT_HEADERS, structuredPatch } = await import("diff");
+  const options = { context: 3, maxEditLength: SEARCH_LIMIT.edits };
+  const patch = structuredPatch("", "", redact(copyText), redact(canonicalText), "", "", options);
+  if (patch === undefined) {
+    return [noDiff];
+  }
+  if (patch.hunks.length === 0) {
+    return ["The two files differ only in a secret."];
+  }
+  const hunks = formatPatch(patch, OMIT_HEADERS).replace(/\n$/, "").split("\n");
+  return limitDiff([`--- copy ${quote(copy.path)}`, `+++ canonical ${quote(canonical.path)}`, ...hunks]);
+}
+
+/** What differs in one section of the file, by the names of its entries. */
 export interface SectionSummary {
   readonly missing: string[];
   readonly extra: string[];
-  /** Keys of the entry that differ, by its name; none where an entry is not a mapping. */
-  readonly changed: Record<string, string[]>;
+  /** The keys that differ, by the name of their entry. */
+  readonly changed: Readonly<Record<string, string[]>>;
 }
 
-/** What differs by name (`missing`, `extra` are the copy's), null where that cannot be told; and in words. */
+/** What differs by name. */
 export interface Summary {
-  readonly sections: { readonly providers: SectionSummary; readonly runtimes: SectionSummary } | null;
-  readonly said: string[];
+  readonly providers: SectionSummary;
+  readonly runtimes: SectionSummary;
 }
 
 /**
- * What the YAML library is given: bytes, comparisons of keys with each other, and uses of one anchor. Its
- * work grows with the square of what they bound; the worst that two files can do within them takes about
- * `ms`.
+ * A larger or more deeply nested file has no summary. The YAML library would take too long, and deep nesting can
+ * abort the process, which no `catch` prevents.
  */
-const SUMMARY_LIMIT = { bytes: 98_304, keyComparisons: 1_000_000, aliases: 10, ms: 3000 };
-/** How much of a summary's line is printed, and how many names in each of its lists. */
-const SUMMARY_LINE = { length: 4000, names: 20 };
+const SUMMARY_LIMIT = { bytes: 98_304, aliases: 100 };
+const DEEP_NESTING = /(?:[[{]\s*){50}|(?:[-?:] +){50}|^ {500}/m;
+/** How many names are printed of each list, and how many characters of a line. */
+const PRINT_LIMIT = { names: 20, lineLength: 2000 };
 
-type Entries = Readonly<Record<string, unknown>>;
+type Entries = ReadonlyMap<string, unknown>;
 
-/**
- * Summarizes canonical and copy by name, in about `ms` milliseconds at the worst. Advisory: whatever is wrong
- * with the two only costs the summary.
- */
-export async function summarize(
-  files: readonly [Buffer, Buffer],
-  { ms, redact }: { ms: number; redact: Redact },
-): Promise<Summary> {
-  const limit = Math.floor(SUMMARY_LIMIT.bytes * Math.sqrt(Math.min(1, Math.max(0, ms) / SUMMARY_LIMIT.ms)));
-  const longest = Math.max(...files.map((bytes) => bytes.length));
-  try {
-    if (longest > limit) throw new Error(`a file of ${longest} bytes may take too long: ${limit} at most`);
-    const [old, now] = [await parseYaml(files[0]), await parseYaml(files[1])];
-    const providers = compareEntries(byName(old.providers), byName(now.providers), redact);
-    const runtimes = compareEntries(mapping(old.runtimes), mapping(now.runtimes), redact);
-    const others = differingKeys(old, now).filter((key) => key !== "providers" && key !== "runtimes");
-    const named = others.map((key) => quote(redact(key)));
-    const rest = named.length > 0 ? [`other keys of the file that differ: ${listOf(named)}`] : [];
-    const said = [
-      ...describeSection("providers", providers),
-      ...describeSection("runtimes", runtimes),
-      ...rest,
-    ];
-    return {
-      sections: { providers, runtimes },
-      said: said.map((line) => line.slice(0, SUMMARY_LINE.length)),
-    };
-  } catch (error) {
-    return { sections: null, said: [`left out: ${quote(redact(textOf(error)))}`] };
-  }
-}
-
-async function parseYaml(bytes: Buffer): Promise<Entries> {
-  const { isScalar, parse } = await import("yaml");
-  let left = SUMMARY_LIMIT.keyComparisons;
+async function parseYaml(bytes: Buffer): Promise<Record<string, unknown>> {
   const text = bytes.toString();
-  // The library recurses, and a stack that is used up can abort the process.
-  if (/(?:[[{]\s*){50}|(?:[-?:] +){50}|^ {500}/m.test(text)) throw new Error("a file is nested too deep");
-  const value: unknown = parse(text, {
+  if (bytes.length > SUMMARY_LIMIT.bytes || DEEP_NESTING.test(text)) {
+    throw new Error("a file is too large or too deeply nested");
+  }
+  const { parse } = await import("yaml");
+  const document: unknown = parse(text, {
+    // As numbers, two large integers could become equal by rounding.
     intAsBigInt: true,
     logLevel: "error",
     prettyErrors: false,
     maxAliasCount: SUMMARY_LIMIT.aliases,
-    uniqueKeys: (a, b) => {
-      left -= 1;
-      if (left < 0) throw new Error("a file has too many keys");
-      return isScalar(a) && isScalar(b) && a.value === b.value;
-    },
+    // Without this the work grows with the square of the number of keys.
+    uniqueKeys: false,
   });
-  return mapping(value ?? "nothing");
-}
-
-function byName(list: unknown): Entries {
-  if (!Array.isArray(list ?? [])) throw new Error("the providers are not a list");
-  const entries = [list ?? []].flat().map((entry: unknown) => [valueAt(entry, "name"), entry] as const);
-  const names = new Set(entries.map(([name]) => name).filter(isName));
-  if (names.size < entries.length) throw new Error("two providers have one name, or one has none");
-  return Object.fromEntries(entries);
-}
-
-function mapping(value: unknown): Entries {
-  if (isRecord(value ?? {})) return Object.fromEntries(Object.entries(value ?? {}));
-  throw new Error("the file or its runtimes are not a mapping");
-}
-
-function compareEntries(canonical: Entries, copy: Entries, redact: Redact): SectionSummary {
-  const keys = differingKeys(canonical, copy);
-  const inBoth = keys.filter((key) => Object.hasOwn(canonical, key) && Object.hasOwn(copy, key));
-  const keysOf = (name: string) => differingKeys(canonical[name], copy[name]).map(redact);
-  return {
-    missing: keys.filter((key) => !Object.hasOwn(copy, key)).map(redact),
-    extra: keys.filter((key) => !Object.hasOwn(canonical, key)).map(redact),
-    changed: Object.fromEntries(inBoth.map((name) => [redact(name), keysOf(name)])),
-  };
-}
-
-/** Sorted; none where one of the two is not a mapping. */
-function differingKeys(canonical: unknown, copy: unknown): string[] {
-  if (!isRecord(canonical) || !isRecord(copy)) return [];
-  const keys = new Set([...Object.keys(canonical), ...Object.keys(copy)]);
-  const differs = (key: string) => !isDeepStrictEqual(valueAt(canonical, key), valueAt(copy, key));
-  return [...keys].filter(differs).sort();
-}
-
-function describeSection(name: string, { missing, extra, changed }: SectionSummary): string[] {
-  const keysOf = (keys: string[]) => (keys.length > 0 ? ` (${listOf(keys.map(quote))})` : "");
-  const changes = Object.entries(changed).map(([entry, keys]) => quote(entry) + keysOf(keys));
-  const [gone, come] = [missing.map(quote), extra.map(quote)];
-  const lists = Object.entries({ "missing in the copy": gone, "extra in the copy": come, changed: changes });
-  const parts = lists.flatMap(([what, names]) => (names.length > 0 ? [`${what}: ${listOf(names)}`] : []));
-  return parts.length > 0 ? [`${name}: ${parts.join("; ")}`] : [];
-}
-
-function listOf(names: readonly string[]): string {
-  const rest = names.length - SUMMARY_LINE.names;
-  return names.slice(0, SUMMARY_LINE.names).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
-}
-
-// ─────────────────────────────── re-sync ───────────────────────────────
-
-/**
- * Replaces a file at once or not at all: a temporary file beside it, flushed, then renamed over it. A link in
- * its place would be replaced, never followed. Throws what the system says.
- */
-function replaceFile(path: string, bytes: Buffer): void {
-  fs.mkdirSync(dirname(path), { recursive: true });
-  const temporary = join(dirname(path), `.sync-${randomUUID()}.tmp`);
-  try {
-    const mode = fs.lstatSync(path, { throwIfNoEntry: false })?.mode;
-    fs.writeFileSync(temporary, bytes, { flag: "wx", flush: true, mode: (mode ?? 0o666) & 0o777 });
-    if (mode !== undefined) fs.chmodSync(temporary, mode & 0o7777);
-    fs.renameSync(temporary, path);
-  } catch (error) {
-    fs.rmSync(temporary, { force: true });
-    throw error;
+  if (!isRecord(document)) {
+    throw new Error("a file is not a YAML mapping");
   }
-}
-
-function replacePinnedSum({ bytes, offset }: Pin, sha256: string): Buffer {
-  const [before, after] = [bytes.subarray(0, offset), bytes.subarray(offset + sha256.length)];
-  return Buffer.concat([before, Buffer.from(sha256), after]);
-}
-
-/**
- * Writes the canonical bytes over the copy, then its sum into the pin, so that an interruption leaves a pin
- * that the gate reports. Writes only what is proven and differs; null where evidence is missing.
- */
-function resync(run: Run, { copyPath }: Settings): Verdict | null {
-  const { copy, canonical, pin } = run;
-  if (!isHad(canonical) || copy instanceof Failure || pin instanceof Failure) return null;
-  const written: string[] = [];
-  const write = (reason: Reason, path: string, bytes: Buffer) => {
-    try {
-      replaceFile(path, bytes);
-    } catch (error) {
-      const before = written.length === 0 ? "No file was changed" : `${written.join()} was written before`;
-      throw unverified(reason, `Cannot write ${quote(path)}: ${errnoText(error)}. ${before}.`);
-    }
-    written.push(quote(path));
-  };
-  const isCopyOld = copy === null || copy.sha256 !== canonical.sha256;
-  const isPinOld = pin !== null && pin.sha256 !== canonical.sha256;
-  if ((isCopyOld || isPinOld) && "proof" in canonical && canonical.proof !== "blob id")
-    throw unfit("it names no blob id (ETag), and only what that proves is written: no file was changed");
-  if (isCopyOld) write("copy-unreadable", copyPath, canonical.bytes);
-  run.copy = { ...canonical, name: quote(copyPath) };
-  if (isPinOld) {
-    const bytes = replacePinnedSum(pin, canonical.sha256);
-    write("pin-unreadable", pin.path, bytes);
-    run.pin = { ...pin, bytes, sha256: canonical.sha256 };
-  }
-  const state = `The copy is the canonical file ${isCopyOld ? "now" : "already"}`;
-  const done = written.length === 0 ? "nothing was written" : `wrote ${written.join(" and ")}`;
-  const unpinned = pin === null ? " No pin was bumped, as SYNC_PIN_PATH is not set." : "";
-  const next = "Regenerate what is built from the copy (go generate ./...), then commit it all together.";
-  const remedy = written.length === 0 ? "" : next;
-  return { status: "in-sync", message: `${state}: ${done}.${unpinned}`, remedy };
-}
-
-// ─────────────────────────────── report ───────────────────────────────
-
-function describeContext({ event, branch, trusted, why }: Context): string {
-  const name = event === "" ? "no event" : `event ${quote(event)}`;
-  const trust = trusted ? "trusted" : "untrusted";
-  return label("context", `${name}: row ${branch} of the case table, ${trust}: ${why}`);
-}
-
-function describeSide(what: string, { name, bytes, sha256 }: Side): string {
-  return label(what, `${name}: ${plural(bytes.length, "byte")}, sha256 ${short({ sha256 })}`);
-}
-
-function explain(context: Context, token: TokenKind, isTokenDue: boolean): string[] {
-  const compares = "compares: in-sync 0, drift 1, or unverified 3 when nothing can be compared";
-  const local = `${compares}, as a local file stands in`;
-  const job = context.trusted
-    ? `${compares}; token-missing 1 where it may not read the canonical repository`
-    : "not tried, as the forge gives a fork's job no access";
-  const missing = context.trusted
-    ? "token-missing, exit code 1: an error, nothing is fetched"
-    : "skipped, exit code 0: a warning, nothing is fetched; a pin that does not agree is red all the same";
-  return [
-    describeContext(context),
-    label("branch", `${context.branch} of 4, as the output and the JSON field of that name have it`),
-    label("with", `AUTO_SYNC_TOKEN: ${compares}`),
-    label("job", `SYNC_JOB_TOKEN in its place, at its own forge: ${isTokenDue ? job : local}`),
-    label("without", `AUTO_SYNC_TOKEN: ${isTokenDue ? missing : local}`),
-    label("token", `${token}, in this environment`),
-  ];
-}
-
-/** `status (reason): what happened, which side moved. Do: what to do next`, on one harmless line. */
-function formatVerdict({ status, reason, message, remedy }: Verdict): string {
-  const next = remedy === "" ? "" : ` Do: ${remedy}`;
-  return escapeForLog(`${status}${reason === undefined ? "" : ` (${reason})`}: ${message}${next}`);
-}
-
-function formatAnnotation(run: Run, verdict: Verdict): string {
-  const { level } = STATUSES[verdict.status];
-  if (level === "none") return label("verdict", formatVerdict(verdict));
-  const path = escapeProperty(escapeForLog(run.settings?.copyPath ?? ""));
-  const place = verdict.line === undefined ? "" : ` file=${path},line=${verdict.line}`;
-  return `::${level}${place}::${escapeData(formatVerdict(verdict))}`;
-}
-
-function formatMarkdown(verdict: Verdict): string {
-  return `**${verdict.status}**${escapeMarkdown(formatVerdict(verdict).slice(verdict.status.length))}`;
-}
-
-/**
- * Tells what was found, to people, to the runner's files and to the alarm's issue; the verdict last, because
- * a log is read from its end. Returns the JSON document.
- */
-async function report(run: Run, [verdict, ...others]: Verdicts): Promise<Document> {
-  const document = documentOf(run, verdict);
-  const { lines: diff, said } = run.difference;
-  const named = run.summary?.said ?? [];
-  const none = diff.length > 0 ? ["nothing differs by name: the diff shows what does"] : [];
-  const names = named.length > 0 ? named : none;
-  const summary = names.map((line) => label("summary", line));
-  const rest = said === "" ? [] : [label("difference", said)];
-  // No command in the diff is obeyed until the random word returns.
-  const word = randomUUID();
-  const guarded = diff.length > 0 ? [`::stop-commands::${word}`, ...diff, `::${word}::`] : [];
-  for (const { status, message } of others) run.log(label("also", escapeForLog(`${status}: ${message}`)));
-  for (const line of [...summary, ...guarded, ...rest]) run.log(line);
-  append(run, "GITHUB_OUTPUT", formatOutputs(document));
-  append(run, "GITHUB_STEP_SUMMARY", formatStepSummary(run, verdict, [...summary, ...diff, ...rest]));
-  await keepAlarm(run, verdict, document);
-  run.log(formatAnnotation(run, verdict));
   return document;
 }
 
-/** Appends to a file of the runner's. That it cannot be written costs a line of the log, not the verdict. */
-function append(run: Run, name: "GITHUB_OUTPUT" | "GITHUB_STEP_SUMMARY", text: string): void {
-  const path = run.env[name];
-  if (path === undefined) return;
-  const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = fs.constants;
-  try {
-    const file = fs.openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK);
-    fs.writeFileSync(file, run.redact(text));
-    fs.closeSync(file);
-  } catch (error) {
-    run.log(label("note", `Cannot write ${name} ${quote(path)}: ${errnoText(error)}. The verdict stands.`));
+/** The runtimes, by name. */
+function runtimesOf({ runtimes = {} }: Record<string, unknown>): Entries {
+  if (!isRecord(runtimes)) {
+    throw new Error("the runtimes are not a mapping");
   }
+  return new Map(Object.entries(runtimes));
 }
 
-type Document = ReturnType<typeof documentOf>;
-
-/** The JSON document, schema 1. What is not known is null. */
-function documentOf(run: Run, { status, reason, message, remedy, line, moved }: Verdict) {
-  const { settings, context } = run;
-  const sums = (part: Side | Failure | null) => {
-    const had = isHad(part) ? part : null;
-    return { bytes: had?.bytes.length ?? null, sha256: had?.sha256 ?? null };
-  };
-  const { canonical } = run;
-  const found = canonical !== null && "commit" in canonical ? canonical : null;
-  const forge = settings?.canonicalFile === undefined ? settings : null;
-  return {
-    schema: 1,
-    status,
-    reason: reason ?? null,
-    exitCode: STATUSES[status].exitCode,
-    event: context?.event || null,
-    branch: context?.branch ?? null,
-    trusted: context?.trusted ?? null,
-    token: run.token,
-    message: escapeForLog(message),
-    remedy: escapeForLog(remedy),
-    copy: { path: settings?.copyPath ?? null, ...sums(run.copy) },
-    canonical: {
-      server: forge?.server ?? null,
-      repo: found?.repo ?? forge?.repo ?? null,
-      ref: forge?.ref ?? null,
-      commit: found?.commit ?? null,
-      path: forge?.path ?? settings?.canonicalFile ?? null,
-      ...sums(canonical),
-    },
-    pin: settings?.pinPath === undefined ? null : { path: settings.pinPath, sha256: sums(run.pin).sha256 },
-    moved: moved ?? null,
-    firstDifferingLine: line ?? null,
-    summary: run.summary?.sections ?? null,
-    attempts: run.attempts,
-    elapsedMs: Math.round(performance.now() - run.startedAt),
-  };
-}
-
-/** The step's outputs, each between random delimiters, so that no value can end its own. */
-function formatOutputs(document: Document): string {
-  const { status, reason, exitCode, branch, trusted, event, copy, canonical } = document;
-  const known = { status, reason, "exit-code": exitCode, branch, trusted, event: truncate(event ?? "") };
-  const sums = { "copy-sha256": copy.sha256, "canonical-sha256": canonical.sha256 };
-  const word = `end-${randomUUID()}`;
-  const outputs = Object.entries({ ...known, ...sums, "canonical-commit": canonical.commit });
-  return outputs.map(([name, value]) => `${name}<<${word}\n${value ?? ""}\n${word}\n`).join("");
-}
-
-/** The verdict, the sides, what differs by name, and the diff, as Markdown that foreign text cannot leave. */
-function formatStepSummary(run: Run, verdict: Verdict, shown: readonly string[]): string {
-  const row = (what: string, { name, bytes, sha256 }: Side) =>
-    `| ${what} | ${escapeMarkdown(name)} | ${bytes.length} | \`${sha256}\` |`;
-  const sides = Object.entries({ copy: run.copy, canonical: run.canonical, pin: run.pin });
-  const rows = sides.flatMap(([what, side]) => (isHad(side) ? [row(what, side)] : []));
-  const head = ["", "| side | where | bytes | sha256 |", "| --- | --- | --- | --- |"];
-  const runs = shown.flatMap((line) => line.match(/`+/g) ?? []).map((ticks) => ticks.length);
-  const fence = "`".repeat(Math.max(2, ...runs) + 1);
-  const table = rows.length > 0 ? [...head, ...rows] : [];
-  const block = shown.length > 0 ? ["", `${fence}diff`, ...shown, fence] : [];
-  return [formatMarkdown(verdict), ...table, ...block, "\n"].join("\n");
-}
-
-/** JSON that is inert on a runner: its escapes mean the same characters, no line of it holds a command. */
-export function toJson(document: unknown): string {
-  const escapeUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  const special = /:{2,}|##(?=\[)|[\u007f-\u009f\p{Cf}\p{Zl}\p{Zp}]/gu;
-  return JSON.stringify(document, null, 2).replace(special, (text) => text.replace(/[\s\S]/g, escapeUnit));
-}
-
-// ─────────────────────────────── alarm ───────────────────────────────
-
-/** The runs that nobody looks at: Gitea tells nobody when they fail. */
-const UNATTENDED_EVENTS: ReadonlySet<string> = new Set(["schedule", "workflow_dispatch"]);
-/** At least as long as this, whatever the run's deadline leaves. */
-const ALARM_MS = 10_000;
-/** Gitea's largest page; the pages are bounded in case they never end. */
-const ISSUES = { perPage: 50, maxPages: 100, bytes: 4_194_304 };
-
-/** What becomes of the issue. Could not check is not drift: such a verdict leaves it as it is. */
-function alarmOf({ status, reason }: Verdict): "raise" | "close" | "leave" {
-  const { alarm } = STATUSES[status];
-  if (alarm !== "by reason") return alarm;
-  return reason !== undefined && reason in LASTING ? "raise" : "leave";
-}
-
-/** Keeps one issue in step with the verdict, which never depends on it: what goes wrong is logged. */
-async function keepAlarm(run: Run, verdict: Verdict, document: Document): Promise<void> {
-  const { settings, context, jobToken, env } = run;
-  if (!settings?.alarm || !UNATTENDED_EVENTS.has(context?.event ?? "")) return;
-  const alarm = alarmOf(verdict);
-  if (alarm === "leave") return run.log(label("alarm", "left as it is: nothing was compared"));
-  const { GITHUB_SERVER_URL: url = "", GITHUB_REPOSITORY: repo = "" } = env;
-  const needs = { SYNC_JOB_TOKEN: jobToken.value, GITHUB_SERVER_URL: url, GITHUB_REPOSITORY: repo };
-  const lacks = Object.entries(needs).flatMap(([name, value]) => (value === "" ? [name] : []));
-  if (lacks.length > 0) return run.log(label("alarm", `off: no usable ${lacks.join(", ")}`));
-  try {
-    const server = checkServer("GITHUB_SERVER_URL", url, settings.allowHttp);
-    if (!isRepoName(repo)) throw usage("Cannot use GITHUB_REPOSITORY: it is not owner/name.", "");
-    const endsAt = Math.max(run.startedAt + settings.timeoutMs, performance.now() + ALARM_MS);
-    const job = { path: settings.copyPath, number: env.GITHUB_RUN_NUMBER ?? "", place: `${server}/${repo}` };
-    const text = issueOf(verdict, document, job);
-    const to = { server, token: jobToken.value, repo, endsAt, redirectsLeft: 0 };
-    run.log(label("alarm", await withSession(run, to, (session) => syncIssue(session, alarm, text))));
-  } catch (error) {
-    const found = run.redact(textOf(error));
-    const advice = "The job needs issues: write, and the repository its issues";
-    run.log(label("note", `${escapeForLog(found)} The alarm was not kept: the verdict stands. ${advice}.`));
+/** The providers, by name. */
+function providersOf({ providers = [] }: Record<string, unknown>): Entries {
+  if (!isList(providers)) {
+    throw new Error("the providers are not a list");
   }
-}
-
-/** What the issue says: no diff, no names from the canonical, which is private; the issue may be public. */
-function issueOf(verdict: Verdict, document: Document, job: { path: string; number: string; place: string }) {
-  const { copy, canonical } = document;
-  // encodeURI leaves no ">" that could end the comment.
-  const marker = `<!-- sync-providers: ${encodeURI(job.path)} -->`;
-  const number = /^\d+$/.test(job.number) ? job.number : "of an unknown number";
-  const run = `Run ${number}: [Actions](${encodeURI(job.place)}/actions)`;
-  const sums = Object.entries({ copy: copy.sha256, canonical: canonical.sha256, commit: canonical.commit });
-  const known = sums.flatMap(([name, sum]) => (sum === null ? [] : [`- ${name}: \`${sum}\``]));
-  const body = [formatMarkdown(verdict), "", ...known, "", run, "", marker].join("\n");
-  // No Markdown, but Gitea reads mentions and numbers of issues in a title.
-  const plain = job.path.replace(/[^\w./ -]/gu, (mark) => `%${Buffer.from(mark).toString("hex")}`);
-  return { title: `sync-providers: ${verdict.status} of ${plain}`.slice(0, 200), body, marker, run };
-}
-
-async function syncIssue(session: Session, alarm: "raise" | "close", text: ReturnType<typeof issueOf>) {
-  const { title, body, marker, run } = text;
-  const change = (method: "POST" | "PATCH", path: string, content: Readonly<Record<string, string>>) => {
-    const what = method === "POST" && path === "" ? "a new issue" : "the change of the issue";
-    return ask(session, { what, path: `/repos/{repo}/issues${path}`, change: { method, body: content } });
-  };
-  const issue = await findIssue(session, marker);
-  if (alarm === "close") {
-    if (issue === null) return "no issue is open, and none is needed";
-    await change("POST", `/${issue.number}/comments`, { body: `In sync again. ${run}` });
-    await change("PATCH", `/${issue.number}`, { state: "closed" });
-    return `issue ${issue.number} closed: in sync again`;
-  }
-  if (issue === null) {
-    const number = valueAt(await change("POST", "", { title, body }), "value", "number");
-    return `issue ${isId(number) ? number : "of an unknown number"} opened`;
-  }
-  if (issue.body.replaceAll("\r\n", "\n").trim() === body) return `issue ${issue.number} says so already`;
-  await change("PATCH", `/${issue.number}`, { title, body });
-  return `issue ${issue.number} edited`;
-}
-
-/** The open issue of the lowest number that the token's own user wrote and that holds the marker, or null. */
-async function findIssue(session: Session, marker: string): Promise<{ number: number; body: string } | null> {
-  const me = valueAt((await ask(session, { what: "the token's user", path: "/user" })).value, "id");
-  const [what, limit] = ["the open issues", ISSUES.bytes];
-  let [found, seen]: [{ number: number; body: string } | null, number] = [null, 0];
-  for (let page = 1; page <= ISSUES.maxPages; page += 1) {
-    const path = `/repos/{repo}/issues?state=open&type=issues&limit=${ISSUES.perPage}&page=${page}`;
-    const { value: issues, headers } = await ask(session, { what, path, limit });
-    if (!Number.isSafeInteger(me) || !Array.isArray(issues))
-      throw unverified("bad-response", `Cannot use the forge's answer for ${what} or the token's user.`);
-    for (const issue of issues) {
-      const [number, body] = [valueAt(issue, "number"), valueAt(issue, "body")];
-      const isOurs = valueAt(issue, "user", "id") === me && valueAt(issue, "state") === "open";
-      if (!isOurs || !isId(number) || typeof body !== "string" || !body.includes(marker)) continue;
-      if (found === null || number < found.number) found = { number, body };
+  const entries = new Map<string, unknown>();
+  for (const provider of providers) {
+    const name = valueAt(provider, ["name"]);
+    if (!isNonEmptyString(name) || entries.has(name)) {
+      throw new Error("a provider's name is missing or used twice");
     }
-    seen += issues.length;
-    const isLast = issues.length < ISSUES.perPage && seen >= Number(headers["x-total-count"] ?? seen);
-    if (issues.length === 0 || isLast) return found;
+    entries.set(name, provider);
   }
-  throw unverified("too-large", `Cannot find the issue in the first ${ISSUES.maxPages} pages of them.`);
+  return entries;
 }
 
-// ──────────────────────────────── main ────────────────────────────────
+function differingKeys(a: unknown, b: unknown): string[] {
+  if (!isRecord(a) || !isRecord(b)) {
+    return [];
+  }
+  const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])].sort();
+  return keys.filter((key) => !isDeepStrictEqual(valueAt(a, [key]), valueAt(b, [key])));
+}
 
-/** Where the lines go: `stdout` is the log, or with `--json` the document alone. One call is one line. */
-export type Writer = (line: string, stream: "stdout" | "stderr") => void;
+function summarizeSection(copy: Entries, canonical: Entries, redact: Redact): SectionSummary {
+  const missing: string[] = [];
+  const changed: [string, string[]][] = [];
+  for (const [name, entry] of canonical) {
+    if (!copy.has(name)) {
+      missing.push(redact(name));
+    } else if (!isDeepStrictEqual(entry, copy.get(name))) {
+      changed.push([redact(name), differingKeys(entry, copy.get(name)).map(redact)]);
+    }
+  }
+  const extra = [...copy.keys()].filter((name) => !canonical.has(name)).map(redact);
+  return { missing: missing.sort(), extra: extra.sort(), changed: Object.fromEntries(changed.sort()) };
+}
 
 /**
- * The gate as a function: the arguments (without node and script), the environment, and a writer of lines in;
- * the exit code out. `command` is how a person would run it again; `crashed` rejects with what was thrown
- * outside of every promise, which is the verdict then. It never throws, unless the writer does.
+ * Summarizes the differences by the names of providers and runtimes. Throws if the files are too large, too
+ * deeply nested, not YAML, or have no such names.
  */
-export async function main(
-  argv: readonly string[],
-  env: Env,
-  write: Writer,
-  { command = "npx tsx sync-providers.ts", crashed = new Promise<never>(() => {}) } = {},
-): Promise<number> {
-  const isJson = argv.includes("--json");
-  const run = new Run(env, command, (line) => write(line, isJson ? "stderr" : "stdout"));
-  let found: Verdicts | null;
-  try {
-    found = await Promise.race([decide(run, argv.map(run.redact)), crashed]);
-  } catch (error) {
-    found = [error instanceof Failure ? error.verdict : unexpected(run, error)];
+export async function summarize({ copy, canonical }: Sides, redact: Redact): Promise<Summary> {
+  const ofCopy = await parseYaml(copy.bytes);
+  const ofCanonical = await parseYaml(canonical.bytes);
+  return {
+    providers: summarizeSection(providersOf(ofCopy), providersOf(ofCanonical), redact),
+    runtimes: summarizeSection(runtimesOf(ofCopy), runtimesOf(ofCanonical), redact),
+  };
+}
+
+function formatNames(names: readonly string[]): string {
+  const rest = names.length - PRINT_LIMIT.names;
+  const shown = names.slice(0, PRINT_LIMIT.names).join(", ");
+  return rest > 0 ? `${shown} and ${rest} more` : shown;
+}
+
+/** One line about a section, or none if nothing differs. */
+function formatSection(section: string, { missing, extra, changed }: SectionSummary): string[] {
+  const parts: string[] = [];
+  if (missing.length > 0) {
+    parts.push(`missing in the copy: ${formatNames(missing.map(quote))}`);
   }
-  if (found === null) return 0;
-  const document = await report(run, found);
-  if (isJson) write(run.redact(toJson(document)), "stdout");
+  if (extra.length > 0) {
+    parts.push(`only in the copy: ${formatNames(extra.map(quote))}`);
+  }
+  const changes: string[] = [];
+  for (const [name, keys] of Object.entries(changed)) {
+    changes.push(keys.length > 0 ? `${quote(name)} (${formatNames(keys.map(quote))})` : quote(name));
+  }
+  if (changes.length > 0) {
+    parts.push(`changed: ${formatNames(changes)}`);
+  }
+  return parts.length > 0 ? [truncate(`${section}: ${parts.join("; ")}`, PRINT_LIMIT.lineLength)] : [];
+}
+
+function formatSummary({ providers, runtimes }: Summary): string[] {
+  const lines = [...formatSection("providers", providers), ...formatSection("runtimes", runtimes)];
+  return lines.length > 0 ? lines : ["no provider or runtime differs"];
+}
+
+/** What explains a drift to a person. */
+interface Explanation {
+  readonly summary: Summary | null;
+  readonly summaryLines: readonly string[];
+  readonly diffLines: readonly string[];
+}
+
+const NO_EXPLANATION: Explanation = { summary: null, summaryLines: [], diffLines: [] };
+
+/** Explains a drift. If there can be no diff or summary, a line says why, and the verdict stays. */
+async function explainDrift(sides: Sides, redact: Redact): Promise<Explanation> {
+  let summary: Summary | null = null;
+  let summaryLines: string[];
+  let diffLines: string[];
+  try {
+    summary = await summarize(sides, redact);
+    summaryLines = formatSummary(summary);
+  } catch (error) {
+    summaryLines = [`none: ${quote(redact(errorText(error)))}`];
+  }
+  try {
+    diffLines = await diffSides(sides, redact);
+  } catch (error) {
+    diffLines = [`There is no diff: ${quote(redact(errorText(error)))}.`];
+  }
+  return { summary, summaryLines, diffLines };
+}
+
+// ------------------------------------------------------------------------------------------------
+// 11. Re-sync
+// ------------------------------------------------------------------------------------------------
+
+/** Errors of a file system that does not support an operation (CIFS, vfat, FUSE), or does not permit it. */
+const UNSUPPORTED_CODES = toWords("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EPERM");
+
+function ifSupported(operation: () => void): void {
+  try {
+    operation();
+  } catch (error) {
+    if (!UNSUPPORTED_CODES.has(errorCode(error))) {
+      throw error;
+    }
+  }
+}
+
+/** Creates a folder and its parents. `mkdirSync(path, { recursive: true })` never returns below /proc/sys. */
+function createFolder(path: string): void {
+  if (!fs.existsSync(path)) {
+    createFolder(dirname(path));
+    fs.mkdirSync(path);
+  }
+}
+
+/** Writes a temporary file beside the path, with the owner and mode of the file that it will replace. */
+function writeBeside(path: string, bytes: Buffer): string {
+  createFolder(dirname(path));
+  const temporary = join(dirname(path), `.sync-${randomUUID()}.tmp`);
+  const old = fs.lstatSync(path, { throwIfNoEntry: false });
+  const file = fs.openSync(temporary, "wx", old?.mode ?? 0o666);
+  try {
+    fs.writeFileSync(file, bytes);
+    if (old !== undefined) {
+      // First the owner: changing it resets bits of the mode.
+      ifSupported(() => fs.fchownSync(file, old.uid, old.gid));
+      ifSupported(() => fs.fchmodSync(file, old.mode & 0o7777));
+    }
+    ifSupported(() => fs.fsyncSync(file));
+  } catch (error) {
+    fs.rmSync(temporary, { force: true });
+    throw error;
+  } finally {
+    fs.closeSync(file);
+  }
+  return temporary;
+}
+
+/** A file to be replaced. */
+interface Change {
+  readonly path: string;
+  readonly bytes: Buffer;
+}
+
+/** Writes all new content beside the files, then renames each over its file. Returns what failed. */
+function replaceFiles(changes: readonly Change[]): Failure | undefined {
+  const staged: { path: string; temporary: string }[] = [];
+  let current = "";
+  let done = "No file was changed.";
+  try {
+    for (const { path, bytes } of changes) {
+      current = path;
+      staged.push({ path, temporary: writeBeside(path, bytes) });
+    }
+    for (const { path, temporary } of staged) {
+      current = path;
+      fs.renameSync(temporary, path);
+      done = `${quote(path)} was already written.`;
+    }
+  } catch (error) {
+    for (const { temporary } of staged) {
+      fs.rmSync(temporary, { force: true });
+    }
+    const message = `Cannot write ${quote(current)}: ${describeFileError(error)}. ${done}`;
+    return unverifiedFailure("write-failed", { message });
+  }
+  return undefined;
+}
+
+function replacePin({ fileBytes, offset }: Pin, sha256: string): Buffer {
+  const before = fileBytes.subarray(0, offset);
+  const after = fileBytes.subarray(offset + sha256.length);
+  return Buffer.concat([before, Buffer.from(sha256), after]);
+}
+
+/** The files that a re-sync must change. The copy comes first, so the next run detects an interruption. */
+function changesOf({ copy, pin }: Evidence, canonical: Canonical, { copyPath }: Settings): Change[] {
+  const changes: Change[] = [];
+  if (copy.kind !== "read" || copy.value.sha256 !== canonical.sha256) {
+    changes.push({ path: copyPath, bytes: canonical.bytes });
+  }
+  if (pin.kind === "read" && pin.value.sha256 !== canonical.sha256) {
+    changes.push({ path: pin.value.path, bytes: replacePin(pin.value, canonical.sha256) });
+  }
+  return changes;
+}
+
+interface Resynced {
+  /** The evidence after the re-sync. */
+  readonly evidence: Evidence;
+  readonly verdicts: Verdicts;
+}
+
+/** Writes the canonical file over the copy, and its sha256 into the pin, unless something could not be read. */
+function resync(evidence: Evidence, settings: Settings): Resynced {
+  const { pin, canonical } = evidence;
+  const obstacles = judgeObstacles(evidence, settings);
+  if (obstacles.length > 0 || canonical.kind !== "read") {
+    return { evidence, verdicts: toVerdicts(obstacles) };
+  }
+  const changes = changesOf(evidence, canonical.value, settings);
+  if (changes.length === 0) {
+    const message = "The copy is the canonical file: nothing was written.";
+    return { evidence, verdicts: [{ status: "in-sync", message, remedy: "" }] };
+  }
+  if (!canonical.value.isProven) {
+    const message = "Cannot write the canonical file: no blob id (ETag) proves that it is whole.";
+    return { evidence, verdicts: [unverifiedFailure("bad-response", { message }).verdict] };
+  }
+  const failure = replaceFiles(changes);
+  if (failure !== undefined) {
+    return { evidence, verdicts: [failure.verdict] };
+  }
+  const message = `Wrote ${changes.map(({ path }) => quote(path)).join(" and ")}.`;
+  const remedy =
+    "Regenerate what is built from the copy (in molecule-core: go generate ./...), then commit everything together.";
+  const { bytes, sha256 } = canonical.value;
+  const newCopy = { kind: "read", value: { path: settings.copyPath, bytes, sha256 } } as const;
+  const newPin = pin.kind === "read" ? { ...pin, value: { ...pin.value, sha256 } } : pin;
+  return {
+    evidence: { ...evidence, copy: newCopy, pin: newPin },
+    verdicts: [{ status: "in-sync", message, remedy }],
+  };
+}
+
+// ------------------------------------------------------------------------------------------------
+// 12. Report: log, annotation, JSON, outputs, step summary
+// ------------------------------------------------------------------------------------------------
+
+/** What is known at the end of a run. Null is what a failed run did not reach. */
+interface Result {
+  readonly settings: Settings | null;
+  readonly evidence: Evidence | null;
+  readonly verdicts: Verdicts;
+  readonly explanation: Explanation;
+}
+
+/** `status (reason): message` */
+function formatFinding(status: Status, reason: Reason | null, message: string): string {
+  return reason === null ? `${status}: ${message}` : `${status} (${reason}): ${message}`;
+}
+
+/** `status (reason): what was found. What to do.` */
+function formatVerdict(verdict: Verdict): string {
+  const text = `${verdict.message} ${verdict.remedy}`.trim();
+  return escapeMessage(formatFinding(verdict.status, reasonOf(verdict), text));
+}
+
+/** The last line of the log: an annotation, or a plain line if the run passed. */
+function formatAnnotation({ verdicts, settings }: Result): string {
+  const verdict = verdicts[0];
+  const { annotation } = STATUSES[verdict.status];
+  if (annotation === "none") {
+    return formatVerdict(verdict);
+  }
+  const path = escapeProperty(escapeMessage(settings?.copyPath ?? ""));
+  const place = verdict.status === "drift" ? ` file=${path},line=${verdict.firstDifferingLine}` : "";
+  return `::${annotation}${place}::${escapeData(formatVerdict(verdict))}`;
+}
+
+/** The command that re-syncs, or null if a re-sync does not fix the verdict. */
+function resyncCommandFor({ verdicts, settings }: Result): string | null {
+  const { status } = verdicts[0];
+  const isFixed = status === "drift" || status === "pin-mismatch";
+  return isFixed && settings !== null ? escapeLine(settings.resyncCommand) : null;
+}
+
+/** Where the canonical file is. */
+function locationOfCanonical({ evidence, settings }: Result) {
+  if (settings === null || settings.canonicalFile !== undefined) {
+    return { server: null, repo: null, ref: null, commit: null, path: settings?.canonicalFile ?? null };
+  }
+  const { canonicalServer, repo, ref, path } = settings;
+  const input = evidence?.canonical;
+  const commit = input?.kind === "read" ? input.value.commit : null;
+  return { server: canonicalServer?.url ?? null, repo, ref, commit, path };
+}
+
+function sizeAndHash(input: Input<FileContent> | undefined): { bytes: number | null; sha256: string | null } {
+  if (input?.kind !== "read") {
+    return { bytes: null, sha256: null };
+  }
+  return { bytes: input.value.bytes.length, sha256: input.value.sha256 };
+}
+
+/** The JSON document of `--json`, schema 2. What is not known is null. */
+function toDocument(result: Result, startedAt: number) {
+  const { settings, evidence, verdicts, explanation } = result;
+  const [verdict, ...others] = verdicts;
+  const pin = evidence?.pin;
+  return {
+    schema: 2,
+    status: verdict.status,
+    reason: reasonOf(verdict),
+    exitCode: STATUSES[verdict.status].exitCode,
+    event: evidence?.context.event || null,
+    case: evidence?.context.case ?? null,
+    trusted: evidence?.context.trusted ?? null,
+    token: evidence?.tokenSource ?? null,
+    message: escapeMessage(verdict.message),
+    remedy: escapeMessage(verdict.remedy),
+    command: resyncCommandFor(result),
+    copy: { path: settings?.copyPath ?? null, ...sizeAndHash(evidence?.copy) },
+    canonical: { ...locationOfCanonical(result), ...sizeAndHash(evidence?.canonical) },
+    pin: { path: settings?.pinPath ?? null, sha256: pin?.kind === "read" ? pin.value.sha256 : null },
+    pinMatches: verdict.status === "drift" ? verdict.pinMatches : null,
+    firstDifferingLine: verdict.status === "drift" ? verdict.firstDifferingLine : null,
+    also: others.map((other) => ({
+      status: other.status,
+      reason: reasonOf(other),
+      message: escapeMessage(other.message),
+    })),
+    summary: explanation.summary,
+    attempts: evidence?.attempts ?? 0,
+    elapsedMs: Math.round(performance.now() - startedAt),
+  };
+}
+
+type Document = ReturnType<typeof toDocument>;
+
+/** JSON in which no runner finds a command: the escapes mean the same characters. */
+function toJson(document: Document): string {
+  const escapeUnits = (text: string) => {
+    return text.replace(/[\s\S]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  };
+  const special = /:{2,}|##(?=\[)|[\u007f-\u009f\p{Cf}\p{Zl}\p{Zp}]/gu;
+  return JSON.stringify(document, null, 2).replace(special, escapeUnits);
+}
+
+/** The step's outputs. The delimiter is random, so that no value can end early. */
+function formatOutputs(document: Document): string {
+  const outputs = {
+    status: document.status,
+    reason: document.reason,
+    "exit-code": document.exitCode,
+    case: document.case,
+    trusted: document.trusted,
+    event: escapeMessage(document.event ?? ""),
+    "copy-sha256": document.copy.sha256,
+    "canonical-sha256": document.canonical.sha256,
+    "canonical-commit": document.canonical.commit,
+  };
+  const delimiter = `end-${randomUUID()}`;
+  const lines: string[] = [];
+  for (const [name, value] of Object.entries(outputs)) {
+    lines.push(`${name}<<${delimiter}`, String(value ?? ""), delimiter);
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+function formatAlso({ also }: Document): string[] {
+  return also.map(({ status, reason, message }) => formatFinding(status, reason, message));
+}
+
+/** The step summary, in Markdown. Foreign text is only in fences and code. */
+function formatStepSummary(result: Result, document: Document): string {
+  const { summaryLines, diffLines } = result.explanation;
+  const { copy, canonical, pin, command } = document;
+  const lines = fencedBlock("text", [formatVerdict(result.verdicts[0]), ...formatAlso(document)]);
+  lines.push("", "| side | path | sha256 |", "| --- | --- | --- |");
+  for (const [side, { path, sha256 }] of Object.entries({ copy, canonical, pin })) {
+    if (path !== null && sha256 !== null) {
+      lines.push(`| ${side} | ${codeCell(path)} | \`${sha256}\` |`);
+    }
+  }
+  if (diffLines.length > 0) {
+    lines.push("", ...fencedBlock("diff", [...summaryLines, ...diffLines]));
+  }
+  if (command !== null) {
+    lines.push("", ...fencedBlock("sh", [command]));
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+/** Appends to a file of the runner. Throws instead of waiting for the reader of a named pipe. */
+function appendToRunnerFile(path: string, text: string): void {
+  const { O_APPEND, O_CREAT, O_WRONLY, O_NONBLOCK } = fs.constants;
+  const file = fs.openSync(path, O_APPEND | O_CREAT | O_WRONLY | O_NONBLOCK, 0o666);
+  try {
+    fs.writeFileSync(file, text);
+  } finally {
+    fs.closeSync(file);
+  }
+}
+
+/** Does work that may fail: then a line says so, and the verdict is the same. */
+async function bestEffort(tools: Tools, loss: string, work: () => void | Promise<void>): Promise<void> {
+  try {
+    await work();
+  } catch (error) {
+    const problem = truncate(escapeMessage(tools.redact(errorText(error))), PRINT_LIMIT.lineLength);
+    tools.log("note", `${loss}: ${problem.replace(/\.$/, "")}. The verdict is not affected.`);
+  }
+}
+
+function printDiff(diffLines: readonly string[], { print }: Tools): void {
+  // The runner obeys no command in the diff until the random word returns.
+  const word = randomUUID();
+  print(`::stop-commands::${word}`);
+  for (const line of diffLines) {
+    print(line);
+  }
+  print(`::${word}::`);
+}
+
+function printCommand(command: string, settings: Settings, { print }: Tools): void {
+  const { anonymous, canonicalFile, repo } = settings;
+  if (!anonymous && canonicalFile === undefined) {
+    print(
+      `The re-sync needs AUTO_SYNC_TOKEN in the shell, a token with the scope read:repository on ${repo}.`,
+    );
+    print(
+      "To keep it out of the shell's history, enter it with: read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN",
+    );
+  }
+  print("To re-sync, run:");
+  print(`  ${command}`);
+}
+
+/** Prints what is known beside the verdict. */
+function printDetails({ settings, explanation }: Result, document: Document, tools: Tools): void {
+  for (const line of formatAlso(document)) {
+    tools.log("also", line);
+  }
+  for (const line of explanation.summaryLines) {
+    tools.log("summary", line);
+  }
+  if (explanation.diffLines.length > 0) {
+    printDiff(explanation.diffLines, tools);
+  }
+  if (document.command !== null && settings !== null) {
+    printCommand(document.command, settings, tools);
+  }
+}
+
+/** Reports a result: details, outputs, step summary, and last the verdict. */
+async function report(result: Result, document: Document, tools: Tools): Promise<void> {
+  const { outputPath, stepSummaryPath } = result.settings ?? {};
+  await bestEffort(tools, "The details are incomplete", () => printDetails(result, document, tools));
+  if (outputPath !== undefined) {
+    const work = () => appendToRunnerFile(outputPath, formatOutputs(document));
+    await bestEffort(tools, "GITHUB_OUTPUT was not written", work);
+  }
+  if (stepSummaryPath !== undefined) {
+    const work = () => appendToRunnerFile(stepSummaryPath, formatStepSummary(result, document));
+    await bestEffort(tools, "GITHUB_STEP_SUMMARY was not written", work);
+  }
+  tools.print(formatAnnotation(result));
+}
+
+// ------------------------------------------------------------------------------------------------
+// 13. Alarm: one issue, for runs that nobody watches
+// ------------------------------------------------------------------------------------------------
+
+/** The alarm always gets this long, even if the comparison used up the deadline. */
+const MIN_ALARM_MS = 10_000;
+/** Gitea's largest page. */
+const ISSUES_PER_PAGE = 50;
+
+/** What the alarm does after a run, or why it does nothing. */
+type AlarmPlan =
+  | { readonly kind: "none"; readonly why: string }
+  | {
+      readonly kind: "update" | "close";
+      readonly server: Server;
+      readonly repo: string;
+      readonly token: string;
+      readonly copyPath: string;
+      /** The deadline of the comparison. */
+      readonly timeoutMs: number;
+    };
+
+interface Issue {
+  readonly number: number;
+  readonly body: string;
+}
+
+/** What the issue should say. */
+interface IssueText {
+  readonly title: string;
+  readonly body: string;
+  /** The last line of the body: it says which copy the issue is about. */
+  readonly marker: string;
+  /** The page that lists the runs. */
+  readonly actionsUrl: string;
+}
+
+/** Why this run says nothing about the default branch, or undefined if it does. */
+async function whyNotDefaultBranch(settings: Settings, redact: Redact): Promise<string | undefined> {
+  const { eventName, eventPath, jobRef } = settings;
+  // The server starts scheduled runs on the default branch only.
+  if (eventName === "schedule") {
+    return undefined;
+  }
+  if (eventName !== "push" && eventName !== "workflow_dispatch") {
+    return `the event ${quote(eventName)} says nothing about the default branch`;
+  }
+  if (eventPath === undefined) {
+    return NO_PAYLOAD;
+  }
+  const payload = await readPayload(eventPath, redact);
+  if (payload.kind === "unusable") {
+    return payload.why;
+  }
+  const branch = valueAt(payload.value, ["repository", "default_branch"]);
+  if (!isNonEmptyString(branch)) {
+    return "the payload does not name the default branch";
+  }
+  return jobRef === `refs/heads/${branch}`
+    ? undefined
+    : `GITHUB_REF ${quote(jobRef)} is not the default branch`;
+}
+
+/** Decides what the alarm does: a run that passed closes the issue, a failed one opens or updates it. */
+async function planAlarm(settings: Settings | null, status: Status, redact: Redact): Promise<AlarmPlan> {
+  if (settings === null || status === "usage") {
+    return { kind: "none", why: "a flag or setting is wrong" };
+  }
+  const { eventName, jobToken, jobServer, jobRepo: repo, copyPath, timeoutMs } = settings;
+  const isPassed = STATUSES[status].exitCode === 0;
+  if (eventName === "push" && !isPassed) {
+    return { kind: "none", why: "the person who pushed sees the failure" };
+  }
+  if (jobToken.kind !== "usable") {
+    return { kind: "none", why: `SYNC_JOB_TOKEN is ${jobToken.kind}` };
+  }
+  if (jobServer.kind === "unusable") {
+    return { kind: "none", why: jobServer.why };
+  }
+  if (repositoryType.parse(repo) === undefined) {
+    return { kind: "none", why: "GITHUB_REPOSITORY is missing or not owner/name" };
+  }
+  const why = await whyNotDefaultBranch(settings, redact);
+  if (why !== undefined) {
+    return { kind: "none", why };
+  }
+  const kind = isPassed ? "close" : "update";
+  return { kind, server: jobServer.server, repo, token: jobToken.value, copyPath, timeoutMs };
+}
+
+/** The text of the issue. No diff and no provider names: the canonical file is private, the issue may not be. */
+function formatIssue(
+  verdict: Verdict,
+  document: Document,
+  { path, actionsUrl }: { path: string; actionsUrl: string },
+): IssueText {
+  const { copy, canonical, command, status } = document;
+  // encodeURI leaves no ">" that could end the comment.
+  const marker = `<!-- sync-providers: ${encodeURI(path)} -->`;
+  const lines = fencedBlock("text", [formatVerdict(verdict), ...formatAlso(document)]);
+  if (command !== null) {
+    const token = document.token === "anonymous" ? "" : " with AUTO_SYNC_TOKEN in the shell";
+    lines.push("", `To re-sync, run this${token}:`, "", ...fencedBlock("sh", [command]));
+  }
+  lines.push("");
+  const hashes = { copy: copy.sha256, canonical: canonical.sha256, commit: canonical.commit };
+  for (const [name, hash] of Object.entries(hashes)) {
+    if (hash !== null) {
+      lines.push(`- ${name}: \`${hash}\``);
+    }
+  }
+  lines.push(`- runs: ${actionsUrl}`, "", marker);
+  // Gitea finds mentions and issue numbers in a title too.
+  const title = `sync-providers: ${status} of ${path.replace(/[^\w./ -]/gu, "_")}`;
+  return { title: truncate(title, 200), body: lines.join("\n"), marker, actionsUrl };
+}
+
+/** Reads an issue of a list. Undefined unless it is open, written by the token's user, and ends with the marker. */
+function parseOwnIssue(
+  issue: unknown,
+  { userId, marker }: { userId: number; marker: string },
+): Issue | undefined {
+  const number = valueAt(issue, ["number"]);
+  const text = valueAt(issue, ["body"]);
+  const isOpen = valueAt(issue, ["state"]) === "open";
+  const isOwn = valueAt(issue, ["user", "id"]) === userId;
+  if (!isOpen || !isOwn || !isPositiveInteger(number) || typeof text !== "string") {
+    return undefined;
+  }
+  const body = text.replaceAll("\r\n", "\n").trimEnd();
+  const lastLine = body.slice(body.lastIndexOf("\n") + 1);
+  return lastLine === marker ? { number, body } : undefined;
+}
+
+async function getUserId(client: GiteaClient): Promise<number> {
+  const action = "get the user of SYNC_JOB_TOKEN";
+  const { value } = await client.sendForJson({ action, path: "/user" }, JSON_OBJECT);
+  // Gitea's user of job tokens has the id -2.
+  if (typeof value.id === "number" && Number.isSafeInteger(value.id)) {
+    return value.id;
+  }
+  throw unverifiedFailure("bad-response", { message: `Cannot ${action}: the response has no id.` });
+}
+
+/** Finds the open issue of the lowest number that this gate wrote about this copy. Reads all pages. */
+async function findIssue(client: GiteaClient, marker: string): Promise<Issue | undefined> {
+  const userId = await getUserId(client);
+  let lowest: Issue | undefined;
+  let seen = 0;
+  let isLastPage = false;
+  for (let page = 1; !isLastPage; page += 1) {
+    const path = `/repos/${client.repo}/issues?state=open&type=issues&limit=${ISSUES_PER_PAGE}&page=${page}`;
+    const { value: items, headers } = await client.sendForJson(
+      { action: "get the open issues", path },
+      JSON_LIST,
+    );
+    for (const item of items) {
+      const issue = parseOwnIssue(item, { userId, marker });
+      if (issue !== undefined && (lowest === undefined || issue.number < lowest.number)) {
+        lowest = issue;
+      }
+    }
+    seen += items.length;
+    // A server may have smaller pages than requested, so a short page is not always the last one.
+    const total = Number(headers["x-total-count"] ?? 0);
+    isLastPage = items.length === 0 || (items.length < ISSUES_PER_PAGE && seen >= total);
+  }
+  return lowest;
+}
+
+/** Closes the issue. Returns what was done. */
+async function closeIssue(client: GiteaClient, { marker, actionsUrl }: IssueText): Promise<string> {
+  const issue = await findIssue(client, marker);
+  if (issue === undefined) {
+    return "no issue is open";
+  }
+  const name = `issue ${issue.number}`;
+  const path = `/repos/${client.repo}/issues/${issue.number}`;
+  // First the state: a comment on an issue that stays open would repeat with every run.
+  await client.sendForJson(
+    { action: `close ${name}`, path, change: { method: "PATCH", body: { state: "closed" } } },
+    JSON_OBJECT,
+  );
+  const comment = { body: `The check passes again: ${actionsUrl}` };
+  await client.sendForJson(
+    { action: `comment on ${name}`, path: `${path}/comments`, change: { method: "POST", body: comment } },
+    JSON_OBJECT,
+  );
+  return `closed ${name}: the check passes again`;
+}
+
+/** Opens or updates the issue. Returns what was done. */
+async function updateIssue(client: GiteaClient, { title, body, marker }: IssueText): Promise<string> {
+  const issue = await findIssue(client, marker);
+  const path = `/repos/${client.repo}/issues`;
+  if (issue === undefined) {
+    const change = { method: "POST", body: { title, body } } as const;
+    await client.sendForJson({ action: "open an issue", path, change }, JSON_OBJECT);
+    return "opened a new issue";
+  }
+  const name = `issue ${issue.number}`;
+  if (issue.body === body) {
+    return `${name} is up to date`;
+  }
+  const change = { method: "PATCH", body: { title, body } } as const;
+  await client.sendForJson(
+    { action: `update ${name}`, path: `${path}/${issue.number}`, change },
+    JSON_OBJECT,
+  );
+  return `updated ${name}`;
+}
+
+/** Opens, updates or closes the issue, and logs what was done, or why nothing was. */
+async function runAlarm(result: Result, document: Document, tools: Tools): Promise<void> {
+  const plan = await planAlarm(result.settings, document.status, tools.redact);
+  if (plan.kind === "none") {
+    tools.log("alarm", `no issue is opened, updated or closed: ${plan.why}`);
+    return;
+  }
+  const { server, repo, token, copyPath: path, timeoutMs } = plan;
+  const endsAt = Math.max(tools.startedAt + timeoutMs, performance.now() + MIN_ALARM_MS);
+  const client = new GiteaClient({ server, repo, token, endsAt, tools });
+  try {
+    const actionsUrl = `${server.url}/${repo}/actions`;
+    const text = formatIssue(result.verdicts[0], document, { path, actionsUrl });
+    const done = plan.kind === "close" ? await closeIssue(client, text) : await updateIssue(client, text);
+    tools.log("alarm", done);
+  } finally {
+    client.close();
+  }
+}
+
+// ------------------------------------------------------------------------------------------------
+// 14. Main
+// ------------------------------------------------------------------------------------------------
+
+/** What `main` needs of the process that runs it. */
+export interface Host {
+  /** Writes a line. */
+  readonly write: (stream: "stdout" | "stderr", line: string) => void;
+  /** How a person would start the gate again. */
+  readonly command: string;
+  /** Rejects with an exception that no promise caught. */
+  readonly crashed: Promise<never>;
+}
+
+/** The verdict on an exception. An unexpected one never passes; its stack is printed. */
+function toVerdict(error: unknown, tools: Tools): Verdict {
+  if (error instanceof Failure) {
+    return error.verdict;
+  }
+  if (error instanceof Error) {
+    for (const line of String(error.stack).split("\n")) {
+      tools.log("stack", tools.redact(line));
+    }
+  }
+  const message = `Unexpected error: ${quote(tools.redact(errorText(error)))}.`;
+  const remedy =
+    "Install the dependencies again (npm ci --omit=dev). If it happens again, report it with the stack above.";
+  return { status: "unverified", reason: null, message, remedy };
+}
+
+/** Gathers the evidence, re-syncs if asked to, and judges. */
+async function checkCopy(settings: Settings, tools: Tools): Promise<Result> {
+  checkDifferentFiles(settings);
+  const context = await readContext(settings, tools.redact);
+  const event = context.event === "" ? "no event" : `event ${quote(context.event)}`;
+  const trust = context.trusted ? "trusted" : "not trusted";
+  tools.log("context", `${event}: case ${context.case}, ${trust}: ${context.why}`);
+  const evidence = await gatherEvidence(settings, context, tools);
+  if (settings.write) {
+    return { settings, ...resync(evidence, settings), explanation: NO_EXPLANATION };
+  }
+  const { copy, canonical } = evidence;
+  const verdicts = judge(evidence, settings);
+  const isDrift = verdicts[0].status === "drift";
+  if (isDrift && copy.kind === "read" && canonical.kind === "read") {
+    const sides = { copy: copy.value, canonical: canonical.value };
+    return { settings, evidence, verdicts, explanation: await explainDrift(sides, tools.redact) };
+  }
+  return { settings, evidence, verdicts, explanation: NO_EXPLANATION };
+}
+
+/** The tokens, also without quotes around them: a token in quotes is malformed, but still a secret. */
+function secretsIn({ AUTO_SYNC_TOKEN = "", SYNC_JOB_TOKEN = "" }: Env): string[] {
+  const tokens = [AUTO_SYNC_TOKEN.trim(), SYNC_JOB_TOKEN.trim()];
+  return [...tokens, ...tokens.map((token) => token.replace(/^["']|["']$/g, "").trim())];
+}
+
+/** Runs the gate. Returns the exit code. */
+export async function main(argv: readonly string[], env: Env, host: Host): Promise<number> {
+  const redact = createRedactor(secretsIn(env));
+  // Not from the parsed flags: a wrong flag is reported in this form too.
+  const isJson = argv.includes("--json");
+  const isAlarm = argv.includes("--alarm");
+  // Redacted a last time here, in case a secret came in by an unknown way.
+  const print = (line: string) => host.write(isJson ? "stderr" : "stdout", escapeControls(redact(line)));
+  const log = (label: string, text: string) => print(`${label.padEnd(10)} ${text}`);
+  const tools: Tools = { log, print, redact, startedAt: performance.now() };
+  let settings: Settings | null = null;
+  let result: Result;
+  try {
+    const flags = parseFlags(argv.map(redact));
+    if (flags.help === true || flags.version === true) {
+      host.write("stdout", flags.help === true ? formatHelp() : VERSION);
+      return 0;
+    }
+    settings = readSettings({ flags, env, command: host.command, redact });
+    result = await Promise.race([checkCopy(settings, tools), host.crashed]);
+  } catch (error) {
+    result = { settings, evidence: null, verdicts: [toVerdict(error, tools)], explanation: NO_EXPLANATION };
+  }
+  const document = toDocument(result, tools.startedAt);
+  if (isAlarm) {
+    await bestEffort(tools, "The issue is not up to date", () => runAlarm(result, document, tools));
+  }
+  await report(result, document, tools);
+  if (isJson) {
+    host.write("stdout", redact(toJson(document)));
+  }
   return document.exitCode;
 }
 
-/** An exception that nobody foresaw: red, with its message; its stack only on demand. */
-function unexpected(run: Run, error: unknown): Verdict {
-  const stack = error instanceof Error && run.env.SYNC_DEBUG === "1" ? String(error.stack).split("\n") : [];
-  for (const line of stack) run.log(label("debug", escapeForLog(run.redact(line))));
-  const remedy = codeOf(error).endsWith("MODULE_NOT_FOUND")
-    ? "Install what the gate needs first: npm ci --omit=dev."
-    : "Rerun with SYNC_DEBUG=1 and report what it prints: this is a fault of the gate.";
-  return { status: "unverified", message: `Cannot finish: ${quote(run.redact(textOf(error)))}.`, remedy };
-}
+// ------------------------------------------------------------------------------------------------
+// 15. Process
+// ------------------------------------------------------------------------------------------------
 
-/** The verdict, or null where only words were asked for. Throws a {@link Failure}, or the unexpected. */
-async function decide(run: Run, argv: readonly string[]): Promise<Verdicts | null> {
-  const flags = parseFlags(argv);
-  const print = (lines: readonly string[]) => {
-    for (const line of lines) run.log(line);
-    return null;
-  };
-  if (flags.help || flags.version) return print(flags.help ? HELP.split("\n") : [VERSION]);
-  const settings = readSettings(flags, run.env);
-  run.settings = settings;
-  if (!flags.explain) return conclude(run, settings);
-  const context = await readContext(settings, run.redact);
-  return print(explain(context, tokenOf(run, context, settings), requiresToken(settings)));
-}
-
-async function conclude(run: Run, settings: Settings): Promise<Verdicts> {
-  refuseSameFile(settings);
-  const context = await readContext(settings, run.redact);
-  run.context = context;
-  run.token = tokenOf(run, context, settings);
-  run.log(describeContext(context));
-  await gather(run, settings, run.token);
-  const written = settings.write ? resync(run, settings) : null;
-  if (written !== null) return [written];
-  const { token, copy, canonical, pin } = run;
-  const command = resyncCommand(run, settings);
-  const evidence = { context, token, requiresToken: requiresToken(settings), copy, canonical, pin, command };
-  // A re-sync that could not be made compares nothing.
-  const rest = { copy: isHad(copy) ? null : copy, canonical: isHad(canonical) ? null : canonical };
-  const found = judge(settings.write ? { ...evidence, ...rest } : evidence);
-  if (found[0].status === "drift" && isHad(copy) && isHad(canonical)) {
-    const ms = run.startedAt + settings.timeoutMs - performance.now();
-    run.summary = await summarize([canonical.bytes, copy.bytes], { ms, redact: run.redact });
-    run.difference = await explainDifference(canonical, copy, run.redact);
-  }
-  return found;
-}
-
-/** Whether a missing token counts: a local file needs none, but a replay rehearses what a runner would do. */
-function requiresToken({ canonicalFile, replay }: Settings): boolean {
-  return canonicalFile === undefined || replay !== undefined;
-}
-
-/** The command that re-syncs, with the settings of this run: without its pin a copy would be red again. */
-function resyncCommand({ command, env }: Run, settings: Settings): string {
-  const { copyPath, pinPath, canonicalFile, server } = settings;
-  const isTold = ([name]: readonly [string, unknown]) => /^SYNC_(ALLOW|CANONICAL|MAX)_/.test(name);
-  const all = Object.entries({ SYNC_CANONICAL_SERVER: server, ...env });
-  const told = canonicalFile === undefined ? all.filter(isTold) : [];
-  const copy = copyPath === DEFAULT_COPY ? "" : copyPath;
-  const words = [...told, ["SYNC_COPY_PATH", copy] as const, ["SYNC_PIN_PATH", pinPath] as const];
-  const set = words.flatMap(([name, value]) => (value ? [`${name}=${quoteForShell(value)}`] : []));
-  const local = canonicalFile === undefined ? [] : ["--canonical", quoteForShell(canonicalFile)];
-  return [...set, command, "--write", ...local].join(" ");
-}
-
-function requireServer({ server }: Settings): string {
-  if (server !== null) return server;
-  const unset = "The setting SYNC_CANONICAL_SERVER is not set, nor is GITHUB_SERVER_URL.";
-  throw usage(unset, "Set the forge's base URL, such as https://git.example.com.");
-}
-
-/** Gathers the evidence, with its lines in the log. Without a pin the copy is read only to compare. */
-async function gather(run: Run, settings: Settings, token: TokenKind): Promise<void> {
-  const { canonicalFile, pinPath, maxBytes } = settings;
-  const compares = token === "secret" || token === "job" || !requiresToken(settings);
-  if (compares && canonicalFile === undefined) requireServer(settings);
-  if (compares || pinPath !== undefined) run.copy = await settle(readCopy(settings));
-  if (isHad(run.copy)) run.log(describeSide("copy", run.copy));
-  if (pinPath !== undefined) run.pin = await settle(readPin(pinPath, maxBytes));
-  if (isHad(run.pin)) run.log(label("pin", `${run.pin.name}: sha256 ${short(run.pin)}`));
-  if (!compares || run.copy instanceof Failure) return;
-  if (canonicalFile !== undefined) run.canonical = await settle(readLocalCanonical(canonicalFile, maxBytes));
-  else if (token === "job") await tryJobToken(run, settings);
-  else run.canonical = await settle(fetchWith(run, settings, "secret"));
-  if (isHad(run.canonical)) run.log(describeSide("canonical", run.canonical));
-}
-
-const JOB_REFUSED: ReadonlySet<unknown> = new Set(["token-rejected", "token-scope", "repo-not-visible"]);
-/** Where the forge does not let the job's own token read, it is as if it had not been tried. */
-async function tryJobToken(run: Run, settings: Settings): Promise<void> {
-  run.canonical = await settle(fetchWith(run, settings, "job"));
-  const { canonical } = run;
-  if (!(canonical instanceof Failure) || !JOB_REFUSED.has(canonical.verdict.reason)) return;
-  run.log(label("token", `the job's own may not read it: ${canonical.message}`));
-  run.canonical = null;
-  run.token = "missing";
-}
-
-/** Fetches the canonical file and says with which token; refuses what may be a part of it. */
-async function fetchWith(run: Run, settings: Settings, whose: "secret" | "job"): Promise<Canonical> {
-  const { repo, timeoutMs } = settings;
-  const server = requireServer(settings);
-  const token = whose === "secret" ? run.secret.value : run.jobToken.value;
-  const name = whose === "secret" ? "AUTO_SYNC_TOKEN, the secret" : "SYNC_JOB_TOKEN, the job's own";
-  const endsAt = run.startedAt + timeoutMs;
-  const to = { server, token, repo, endsAt, redirectsLeft: MAX_REDIRECTS };
-  const canonical = await withSession(run, to, (session) => {
-    // Through a tunnel a proxy sees what is sent only where there is no TLS.
-    const via = session.proxy.url === "" ? "" : " (a proxy can read it only where the server is plain http:)";
-    run.log(label("token", `${name}, sent to ${server} and nowhere else${via}`));
-    return fetchCanonical(session, settings);
-  });
-  const isTheCopy = isHad(run.copy) && canonical.bytes.length > 0 && run.copy.bytes.equals(canonical.bytes);
-  if (canonical.proof !== "none" || isTheCopy) return canonical;
-  throw unfit("it names no length, chunks or blob id, so it may be a part of the file");
-}
-
-/**
- * True when this file is what was run, not imported. What came by no name (standard input), or by one that is
- * no file, was started in a way unknown here: then it runs, for a gate that does not run is green.
- */
-function isMain(script: string): boolean {
+/** True if this file was started, not imported. In doubt it runs, because a gate that does not run would pass. */
+function shouldRun(script: string): boolean {
   const self = fileURLToPath(import.meta.url);
-  if (script === "") return !fs.existsSync(self);
-  if (fs.statSync(script, { throwIfNoEntry: false })?.isFile() !== true) return true;
-  return fs.realpathSync.native(script) === fs.realpathSync.native(self);
+  // Code from standard input or from -e has a URL that names no file.
+  if (!fs.existsSync(self)) {
+    return true;
+  }
+  if (script === "") {
+    return false;
+  }
+  const isFile = fs.statSync(script, { throwIfNoEntry: false })?.isFile() === true;
+  return !isFile || fs.realpathSync.native(script) === fs.realpathSync.native(self);
 }
 
-const [, script = ""] = process.argv;
-if (isMain(script)) {
-  // Red until the verdict says otherwise: a run that ends on its way has compared nothing.
+/** How the gate was started, as a command. */
+function startCommand(script: string): string {
+  const path = quoteForShell(relative(process.cwd(), script));
+  if ("Deno" in globalThis) {
+    return `deno run -A ${path}`;
+  }
+  const isTsx = process.execArgv.some((argument) => argument.includes("tsx"));
+  return isTsx ? `npx tsx ${path}` : `node ${path}`;
+}
+
+function runAsProcess(script: string): void {
+  // A run that ends before its verdict has compared nothing.
   process.exitCode = STATUSES.unverified.exitCode;
-  // Nothing cancels a name lookup, and even process.exit() waits for it, by default 10 s for each silent name
-  // server. glibc reads this at the first lookup; the gate's own retries make up for it.
-  process.env.RES_OPTIONS ??= "timeout:1 attempts:1";
-  // Whoever reads may go away early (EPIPE); the exit code still says it all.
-  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+  // Even process.exit() waits for a name lookup, 10 s for each silent name server. glibc reads this variable.
+  process.env.RES_OPTIONS ??= "timeout:1 attempts:3";
   let isOver = false;
-  const write: Writer = (line, stream) => void (isOver || process[stream].write(`${line}\n`));
-  // After the verdict nothing counts, whatever a library left behind; a slow reader still gets every line.
-  const end = (exitCode: number) => {
+  const write: Host["write"] = (stream, line) => {
+    if (!isOver) {
+      process[stream].write(`${line}\n`);
+    }
+  };
+  // The reader may close the pipe early (EPIPE). The exit code still tells the verdict.
+  process.stdout.on("error", () => {});
+  process.stderr.on("error", () => {});
+  const crashed = new Promise<never>((_resolve, reject) => {
+    process.on("uncaughtException", reject);
+  });
+  const exit = (exitCode: number): void => {
     isOver = true;
+    // When both streams have taken everything, nothing that a library left behind may delay the end.
     process.stdout.write("", () => process.stderr.write("", () => process.exit(exitCode)));
   };
-  const crashed = new Promise<never>((_, reject) => process.on("uncaughtException", reject));
-  const isTsx = process.execArgv.some((argument) => argument.includes("tsx"));
-  const runner = "Deno" in globalThis ? "deno run -A" : isTsx ? "npx tsx" : "node";
-  const command = `${runner} ${quoteForShell(relative(process.cwd(), script))}`;
   // No top-level await: in a package that is not "type": "module", tsx runs this file as CommonJS.
-  main(process.argv.slice(2), process.env, write, { command, crashed }).then(end);
+  main(process.argv.slice(2), process.env, { write, command: startCommand(script), crashed }).then(
+    exit,
+    (error) => {
+      write("stderr", `::error::unverified: The report failed (${errorCode(error)}).`);
+      exit(STATUSES.unverified.exitCode);
+    },
+  );
+}
+
+const startedScript = process.argv[1] ?? "";
+if (shouldRun(startedScript)) {
+  runAsProcess(startedScript);
 }
