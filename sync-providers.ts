@@ -23,8 +23,6 @@ import { isUtf8 } from "node:buffer";
 import { createHash, randomUUID } from "node:crypto";
 import * as fs from "node:fs";
 import { open } from "node:fs/promises";
-import * as http from "node:http";
-import * as https from "node:https";
 import { BlockList, isIP, isIPv6, type Socket } from "node:net";
 import { dirname, join, normalize, relative } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -1421,13 +1419,15 @@ function proxyFailure(status: number, { url, setting }: Proxy): Failure {
 }
 
 /** Opens a tunnel through a proxy (CONNECT, RFC 9110, 9.3.6). undici's ProxyAgent reconnects without end. */
-function openTunnel(proxy: Proxy, target: buildConnector.Options): Promise<Socket> {
+async function openTunnel(proxy: Proxy, target: buildConnector.Options): Promise<Socket> {
   const authority = `${target.hostname}:${portOf(target)}`;
   const headers: Record<string, string> = { host: authority };
   if (proxy.login !== undefined) {
     headers["proxy-authorization"] = `Basic ${Buffer.from(proxy.login).toString("base64")}`;
   }
-  const { request: send } = proxy.url.protocol === "https:" ? https : http;
+  const { request: send } = await (proxy.url.protocol === "https:"
+    ? import("node:https")
+    : import("node:http"));
   const proxyHost = hostOf(proxy.url);
   // By default Node would check the proxy's certificate against the Host header, which names the target.
   const servername = isIP(proxyHost) === 0 ? proxyHost : "";
