@@ -643,7 +643,7 @@ export function formatHelp(): string {
   }
   lines.push(
     "  HTTPS_PROXY, HTTP_PROXY",
-    "      the proxy (http: or https:) for an https: or http: server; lower case wins",
+    "      the proxy (http: or https:) for an https: or http: server; the lower-case name takes precedence",
     "  NO_PROXY",
     "      servers that need no proxy: host, .suffix or *, each with an optional port",
     "  NODE_EXTRA_CA_CERTS",
