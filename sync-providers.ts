@@ -69,7 +69,7 @@ export const REMEDIES = {
   unreachable: "Check SYNC_CANONICAL_SERVER, the network and the proxy, then rerun.",
   timeout: "Rerun. If it happens again, check the server and the network, or raise SYNC_TIMEOUT_SECONDS.",
   "server-error": "Rerun later. If it happens again, look at the server's log.",
-  "bad-response": "Check SYNC_CANONICAL_SERVER and any proxy or sign-in page in front of the server.",
+  "bad-response": "Check SYNC_CANONICAL_SERVER and what is in front of the server.",
 } as const;
 
 export type Reason = keyof typeof REMEDIES;
@@ -276,7 +276,7 @@ function formatSeconds(ms: number): string {
   return `${Math.ceil(ms / 100) / 10} s`;
 }
 
-/** The beginning of a sha256. */
+/** The beginning of a hash, for people. */
 function shortHash(hash: string): string {
   return hash.slice(0, 12);
 }
@@ -1850,7 +1850,7 @@ function canonicalFault(response: ApiResponse, copy: Input<FileContent>): string
   }
   const blobId = blobIdOf(response);
   if (blobId !== undefined) {
-    return hasBlobId(body, blobId) ? undefined : `its bytes do not have the blob id ${blobId}`;
+    return hasBlobId(body, blobId) ? undefined : `its bytes do not have the blob id ${shortHash(blobId)}`;
   }
   // Any page could be this answer. It counts only if it is the copy.
   const isCopy = copy.kind === "read" && body.length > 0 && body.equals(copy.value.bytes);
@@ -2040,7 +2040,10 @@ async function gatherCanonical(options: FetchOptions): Promise<FetchResult> {
   const { settings, tokenSource, copy } = options;
   const { canonicalFile, canonicalServer } = settings;
   if (copy.kind === "failed") {
-    return { canonical: { kind: "not needed", why: "not read, because there is no copy" }, attempts: 0 };
+    return {
+      canonical: { kind: "not needed", why: "not read, because the copy cannot be read" },
+      attempts: 0,
+    };
   }
   const isAllowed = hasNeededToken(settings, tokenSource);
   if (canonicalFile !== undefined && isAllowed) {
