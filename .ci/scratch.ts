@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { runCommand, TSX } from "../fixtures/gate-runner.ts";
 
-/** A folder for this run. Whoever imports it removes it. */
+/** A folder for this run. The importing script must remove it. */
 export const SCRATCH = mkdtempSync(join(tmpdir(), "sync-providers-"));
 
 /** Makes the bundle in the scratch folder and returns its path. */
