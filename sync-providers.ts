@@ -19,10 +19,10 @@
  *   4. Files                     8. Evidence                   12. Report
  */
 
-import { isUtf8 } from "node:buffer";
+import { constants, isUtf8 } from "node:buffer";
 import { createHash, randomUUID } from "node:crypto";
 import * as fs from "node:fs";
-import { open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { BlockList, isIP, isIPv6, type Socket } from "node:net";
 import { dirname, join, normalize, relative } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -761,10 +761,12 @@ function portOf({ port, protocol }: { port: string; protocol: string }): string 
 /** True if NO_PROXY exempts the server: `*`, a host, or a `.suffix`, each with or without a port. */
 function isExemptFromProxy(noProxy: string, server: URL): boolean {
   for (const entry of noProxy.toLowerCase().split(/[\s,]+/)) {
-    const host = entry.replace(/:\d+$/, "").replace(/^\*\./, ".");
-    const isSamePort = !/:\d+$/.test(entry) || entry.endsWith(`:${portOf(server)}`);
-    const isSameHost = host.startsWith(".") ? server.hostname.endsWith(host) : server.hostname === host;
-    if (entry === "*" || (isSameHost && isSamePort)) {
+    const port = /(?<=[^:]):(\d+)$/.exec(entry)?.[1];
+    const name = port === undefined ? entry : entry.slice(0, -port.length - 1);
+    const host = name.replace(/^\*\./, ".").replace(/^\[|\]$/g, "");
+    const isSamePort = port === undefined || port === portOf(server);
+    const isSameHost = host.startsWith(".") ? hostOf(server).endsWith(host) : host === hostOf(server);
+    if (isSamePort && (isSameHost || host === "*")) {
       return true;
     }
   }
@@ -1002,6 +1004,15 @@ interface FileToRead {
   readonly links: "follow" | "refuse";
 }
 
+async function readBytes(file: FileHandle, maxBytes: number): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  const options = { end: maxBytes - 1, autoClose: false, highWaterMark: 1_048_576 };
+  for await (const chunk of file.createReadStream(options)) {
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}
+
 /** Reads a regular file. Never waits for a named pipe. Throws errors of the file system. */
 async function readRegularFile({ path, maxBytes, links }: FileToRead): Promise<Buffer> {
   const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants;
@@ -1011,12 +1022,13 @@ async function readRegularFile({ path, maxBytes, links }: FileToRead): Promise<B
     if (!stat.isFile()) {
       throw new Error(stat.isDirectory() ? "it is a directory" : "it is not a regular file");
     }
-    // Files in /proc have a size of 0, so the bytes are counted too.
-    const bytes = stat.size > maxBytes ? undefined : await file.readFile();
-    const size = bytes?.length ?? stat.size;
-    if (bytes === undefined || size > maxBytes) {
-      const message = `it has ${size} bytes, more than the limit of ${maxBytes}`;
-      throw Object.assign(new Error(message), { code: TOO_LARGE });
+    // Files in /proc have a size of 0, and some have no end, so one byte more than the limit is read at most.
+    const bytes = stat.size > maxBytes ? undefined : await readBytes(file, maxBytes + 1);
+    if (bytes === undefined || bytes.length > maxBytes) {
+      const size = stat.size > 0 ? `${stat.size} bytes, ` : "";
+      throw Object.assign(new Error(`it has ${size}more than the limit of ${maxBytes} bytes`), {
+        code: TOO_LARGE,
+      });
     }
     return bytes;
   } finally {
@@ -1062,7 +1074,8 @@ async function readCopy({ copyPath: path, maxBytes }: Settings): Promise<FileCon
 /** Reads the pin. It may be anywhere in its file: in a Go constant, in the output of sha256sum. */
 async function readPin(path: string, { maxBytes }: Settings): Promise<Pin> {
   const reason = "pin-unreadable";
-  const fileBytes = await readInputFile({ path, maxBytes, links: "refuse" }, { name: "pin", reason });
+  const limit = Math.min(maxBytes, constants.MAX_STRING_LENGTH);
+  const fileBytes = await readInputFile({ path, maxBytes: limit, links: "refuse" }, { name: "pin", reason });
   // In Latin-1 every byte is one character, so the index of a match is an offset in the bytes.
   const matches = [...fileBytes.toString("latin1").matchAll(/(?<!\w)[\da-f]{64}(?!\w)/gi)];
   const match = matches[0];
@@ -1322,11 +1335,14 @@ function toWords(text: string): ReadonlySet<string> {
 
 /** Error codes of a connection, from Node and undici. Such errors may pass by themselves. */
 const NETWORK_CODES = toWords(
-  `EACCES EADDRNOTAVAIL EAI_AGAIN EAI_FAIL ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN
+  `EACCES EADDRNOTAVAIL EAFNOSUPPORT EAI_AGAIN EAI_FAIL ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH EINVAL ENETDOWN
    ENETRESET ENETUNREACH ENOTFOUND EPERM EPIPE ETIMEDOUT UND_ERR_INFO UND_ERR_SOCKET`,
 );
 
-/** Errors of a certificate (https://nodejs.org/api/tls.html, "X509 certificate error codes"), and EPROTO. */
+/**
+ * Errors of a certificate (https://nodejs.org/api/tls.html, "X509 certificate error codes"), UNSPECIFIED, which Node
+ * uses for the others, and EPROTO.
+ */
 const TLS_CODES = toWords(
   `CERT_CHAIN_TOO_LONG CERT_HAS_EXPIRED CERT_NOT_YET_VALID CERT_REJECTED CERT_REVOKED CERT_SIGNATURE_FAILURE
    CERT_UNTRUSTED CRL_HAS_EXPIRED CRL_NOT_YET_VALID CRL_SIGNATURE_FAILURE DEPTH_ZERO_SELF_SIGNED_CERT EPROTO
@@ -1334,7 +1350,7 @@ const TLS_CODES = toWords(
    ERROR_IN_CRL_NEXT_UPDATE_FIELD HOSTNAME_MISMATCH INVALID_CA INVALID_PURPOSE PATH_LENGTH_EXCEEDED
    SELF_SIGNED_CERT_IN_CHAIN UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY UNABLE_TO_DECRYPT_CERT_SIGNATURE
    UNABLE_TO_DECRYPT_CRL_SIGNATURE UNABLE_TO_GET_CRL UNABLE_TO_GET_ISSUER_CERT
-   UNABLE_TO_GET_ISSUER_CERT_LOCALLY UNABLE_TO_VERIFY_LEAF_SIGNATURE`,
+   UNABLE_TO_GET_ISSUER_CERT_LOCALLY UNABLE_TO_VERIFY_LEAF_SIGNATURE UNSPECIFIED`,
 );
 
 /** Errors of undici for a response that is not HTTP. For some statuses its parser fails an assertion. */
@@ -1511,9 +1527,9 @@ function describeSender({ headers }: ApiResponse): string {
   return headers.server === undefined ? "" : ` (Server: ${quote(headers.server)})`;
 }
 
-/** The title of an HTML page, or undefined. */
+/** The title of an HTML page, or undefined. A title that is cut is none, because a secret could be cut too. */
 function titleOf(page: string): string | undefined {
-  return /<title>([^<]*)/i.exec(page)?.[1]?.trim();
+  return /<title>([^<]*)</i.exec(page)?.[1]?.trim();
 }
 
 /** What a response says: the message of Gitea's JSON, the title of a page, or the beginning of the text. */
@@ -1526,6 +1542,15 @@ function describeResponse(response: ApiResponse, redact: Redact): string {
   const text = redact(body.toString()).trim();
   const shown = titleOf(text) ?? text;
   return `the answer is ${status}, ${shown === "" ? "without text" : quote(shown)}${describeSender(response)}`;
+}
+
+/** The path of a URL without percent-escapes. Empty if they are broken. */
+function decodePath(path: string): string {
+  try {
+    return decodeURIComponent(path);
+  } catch {
+    return "";
+  }
 }
 
 export interface ClientOptions {
@@ -1654,7 +1679,9 @@ export class GiteaClient {
       for (const [name, value] of Object.entries(response.headers)) {
         headers[name] = redact(Array.isArray(value) ? value.join(", ") : String(value));
       }
-      const body = await readBody(response.body, { maxBytes, action, onProgress });
+      // An error is read as text, and a text cannot be as long as a file.
+      const limit = isSuccess(request, status) ? maxBytes : Math.min(maxBytes, MAX_JSON_BYTES);
+      const body = await readBody(response.body, { maxBytes: limit, action, onProgress });
       return { status, headers, body };
     } catch (error) {
       this.close();
@@ -1674,18 +1701,16 @@ export class GiteaClient {
   }
 
   /** Redirects are never followed: the token must not go anywhere else. */
-  #redirectFailure(request: ApiRequest, location: string): Failure {
-    const from = this.#urlOf(request);
-    if (location === "" || !URL.canParse(location, from.href)) {
-      const message = `Cannot ${request.action}: the redirect has no usable Location.`;
-      return unverifiedFailure("redirected", { message });
+  #redirectFailure({ action }: ApiRequest, location: string, from: URL): Failure {
+    const to = location !== "" && URL.canParse(location, from.href) ? new URL(location, from) : undefined;
+    if (to === undefined || !/^https?:$/.test(to.protocol)) {
+      return unverifiedFailure("redirected", {
+        message: `Cannot ${action}: the redirect has no usable Location.`,
+      });
     }
-    // Redacted again, because the URL parser decodes host names.
-    const to = new URL(this.tools.redact(new URL(location, from).href));
-    const place = quote(`${to.origin}${to.pathname}`);
-    return unverifiedFailure("redirected", {
-      message: `Cannot ${request.action}: it was redirected to ${place}.`,
-    });
+    // Redacted again, because a URL can spell a secret with percent-escapes, and its parser decodes host names.
+    const place = quote(this.tools.redact(`${to.origin}${decodePath(to.pathname)}`));
+    return unverifiedFailure("redirected", { message: `Cannot ${action}: it was redirected to ${place}.` });
   }
 
   /** Throws a Failure for every status except 200 (and 201 for a change): the table of answers. */
@@ -1698,7 +1723,7 @@ export class GiteaClient {
       return;
     }
     if ([301, 302, 303, 307, 308].includes(status)) {
-      throw this.#redirectFailure(request, headers.location ?? "");
+      throw this.#redirectFailure(request, headers.location ?? "", this.#urlOf(request));
     }
     const message = `Cannot ${action}: ${describeResponse(response, redact)}.`;
     // Only Gitea's errors are JSON objects. Anything else comes from something in front of the server.
@@ -1873,7 +1898,8 @@ async function getFile(
   const fault = canonicalFault(response, copy);
   if (fault !== undefined) {
     // Only a page's title is quoted: the rest could be lines of the canonical file, which is private.
-    const title = titleOf(client.tools.redact(response.body.toString()));
+    const beginning = response.body.subarray(0, MAX_JSON_BYTES).toString();
+    const title = titleOf(client.tools.redact(beginning));
     const page = title === undefined ? "" : `, ${quote(title)}`;
     const problem = `the answer is 200${page}${describeSender(response)}, but ${fault}`;
     throw unverifiedFailure("bad-response", { message: `Cannot ${action}: ${problem}.` });
@@ -2423,6 +2449,9 @@ async function parseYaml(bytes: Buffer): Promise<Record<string, unknown>> {
     maxAliasCount: SUMMARY_LIMIT.aliases,
     // Without this the work grows with the square of the number of keys.
     uniqueKeys: false,
+    // Without these two, sets and mappings as keys take minutes to compare or to turn into text.
+    stringKeys: true,
+    resolveKnownTags: false,
   });
   if (!isRecord(document)) {
     throw new Error("a file is not a YAML mapping");
@@ -2572,10 +2601,8 @@ function createFolder(path: string): void {
   }
 }
 
-/** Writes a temporary file beside the path, with the owner and mode of the file that it will replace. */
-function writeBeside(path: string, bytes: Buffer): string {
-  createFolder(dirname(path));
-  const temporary = join(dirname(path), `.sync-${randomUUID()}.tmp`);
+/** Writes a temporary file with the owner and mode of the file that it will replace. */
+function writeTemporary(temporary: string, path: string, bytes: Buffer): void {
   const old = fs.lstatSync(path, { throwIfNoEntry: false });
   const file = fs.openSync(temporary, "wx", old?.mode ?? 0o666);
   try {
@@ -2586,13 +2613,19 @@ function writeBeside(path: string, bytes: Buffer): string {
       ifSupported(() => fs.fchmodSync(file, old.mode & 0o7777));
     }
     ifSupported(() => fs.fsyncSync(file));
-  } catch (error) {
-    fs.rmSync(temporary, { force: true });
-    throw error;
   } finally {
     fs.closeSync(file);
   }
-  return temporary;
+}
+
+/** Removes a temporary file after a failure. If that fails too, the returned sentence says so. */
+function removeTemporary(path: string): string {
+  try {
+    fs.rmSync(path, { force: true });
+    return "";
+  } catch {
+    return ` The temporary file ${quote(path)} is left behind.`;
+  }
 }
 
 /** A file to be replaced. */
@@ -2609,7 +2642,10 @@ function replaceFiles(changes: readonly Change[]): Failure | undefined {
   try {
     for (const { path, bytes } of changes) {
       current = path;
-      staged.push({ path, temporary: writeBeside(path, bytes) });
+      const temporary = join(dirname(path), `.sync-${randomUUID()}.tmp`);
+      createFolder(dirname(path));
+      staged.push({ path, temporary });
+      writeTemporary(temporary, path, bytes);
     }
     for (const { path, temporary } of staged) {
       current = path;
@@ -2617,10 +2653,8 @@ function replaceFiles(changes: readonly Change[]): Failure | undefined {
       done = `${quote(path)} was already written.`;
     }
   } catch (error) {
-    for (const { temporary } of staged) {
-      fs.rmSync(temporary, { force: true });
-    }
-    const message = `Cannot write ${quote(current)}: ${describeFileError(error)}. ${done}`;
+    const leftovers = staged.map(({ temporary }) => removeTemporary(temporary)).join("");
+    const message = `Cannot write ${quote(current)}: ${describeFileError(error)}. ${done}${leftovers}`;
     return unverifiedFailure("write-failed", { message });
   }
   return undefined;
@@ -3221,7 +3255,7 @@ export async function main(argv: readonly string[], env: Env, host: Host): Promi
   }
   const document = toDocument(result, tools.startedAt);
   if (isAlarm) {
-    await bestEffort(tools, "The issue is not up to date", () => runAlarm(result, document, tools));
+    await bestEffort(tools, "The alarm failed", () => runAlarm(result, document, tools));
   }
   await report(result, document, tools);
   if (isJson) {
