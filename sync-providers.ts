@@ -1382,6 +1382,10 @@ function connectionRemedy(code: string, { url }: Server): string {
   return REMEDIES.unreachable;
 }
 
+function describeProxy({ proxy }: Server): string {
+  return proxy === undefined ? "" : ` through the proxy ${quote(proxy.url.host)}`;
+}
+
 /** What the failure of a request depends on. */
 interface RequestState {
   readonly action: string;
@@ -1394,10 +1398,9 @@ interface RequestState {
 /** An error of the network or of TLS. TLS errors are not retried. */
 function connectionFailure(error: unknown, { server, redact }: RequestState): Failure {
   const code = errorCode(error);
-  const via = server.proxy === undefined ? "" : ` through the proxy ${quote(server.proxy.url.host)}`;
   const problem = `${isTlsError(code) ? "TLS error " : ""}${code}, ${quote(redact(errorText(error)))}`;
   return unverifiedFailure("unreachable", {
-    message: `Cannot reach the server ${quote(server.url)}${via}: ${problem}.`,
+    message: `Cannot reach the server ${quote(server.url)}${describeProxy(server)}: ${problem}.`,
     remedy: connectionRemedy(code, server),
     retryHint: isTlsError(code) ? undefined : RETRY_NOW,
   });
@@ -1408,7 +1411,7 @@ function toFailureIfExpected(error: unknown, state: RequestState): unknown {
   if (error instanceof Failure) {
     return error;
   }
-  const { action, isAnswered, redact } = state;
+  const { action, server, isAnswered, redact } = state;
   const code = errorCode(error);
   const text = redact(errorText(error));
   const isProtocol = isProtocolError(code, text);
@@ -1418,7 +1421,7 @@ function toFailureIfExpected(error: unknown, state: RequestState): unknown {
     return unverifiedFailure("bad-response", { message, retryHint: RETRY_NOW });
   }
   if (isProtocol) {
-    const message = `Cannot ${action}: the response is not HTTP (${code}, ${quote(text)}).`;
+    const message = `Cannot ${action}${describeProxy(server)}: the response is not HTTP (${code}, ${quote(text)}).`;
     return unverifiedFailure("bad-response", { message });
   }
   return isConnection ? connectionFailure(error, state) : error;
@@ -2576,6 +2579,18 @@ async function explainDrift(sides: Sides, redact: Redact): Promise<Explanation> 
   return { summary, summaryLines, diffLines };
 }
 
+/** Explains the verdict of a run, if it is a drift. */
+async function explainVerdict(
+  verdict: Verdict,
+  evidence: Evidence | null,
+  redact: Redact,
+): Promise<Explanation> {
+  if (verdict.status !== "drift" || evidence?.copy.kind !== "read" || evidence.canonical.kind !== "read") {
+    return NO_EXPLANATION;
+  }
+  return explainDrift({ copy: evidence.copy.value, canonical: evidence.canonical.value }, redact);
+}
+
 // ------------------------------------------------------------------------------------------------
 // 11. Re-sync
 // ------------------------------------------------------------------------------------------------
@@ -2678,14 +2693,15 @@ function changesOf({ copy, pin }: Evidence, canonical: Canonical, { copyPath }: 
   return changes;
 }
 
-interface Resynced {
-  /** The evidence after the re-sync. */
+/** What a check or a re-sync found. */
+interface Checked {
+  /** After a re-sync, the evidence of what was written. */
   readonly evidence: Evidence;
   readonly verdicts: Verdicts;
 }
 
 /** Writes the canonical file over the copy, and its sha256 into the pin, unless something could not be read. */
-function resync(evidence: Evidence, settings: Settings): Resynced {
+function resync(evidence: Evidence, settings: Settings): Checked {
   const { pin, canonical } = evidence;
   const obstacles = judgeObstacles(evidence, settings);
   if (obstacles.length > 0 || canonical.kind !== "read") {
@@ -3204,24 +3220,14 @@ function toVerdict(error: unknown, tools: Tools): Verdict {
 }
 
 /** Gathers the evidence, re-syncs if asked to, and judges. */
-async function checkCopy(settings: Settings, tools: Tools): Promise<Result> {
+async function checkCopy(settings: Settings, tools: Tools): Promise<Checked> {
   checkDifferentFiles(settings);
   const context = await readContext(settings, tools.redact);
   const event = context.event === "" ? "no event" : `event ${quote(context.event)}`;
   const trust = context.trusted ? "trusted" : "not trusted";
   tools.log("context", `${event}: case ${context.case}, ${trust}: ${context.why}`);
   const evidence = await gatherEvidence(settings, context, tools);
-  if (settings.write) {
-    return { settings, ...resync(evidence, settings), explanation: NO_EXPLANATION };
-  }
-  const { copy, canonical } = evidence;
-  const verdicts = judge(evidence, settings);
-  const isDrift = verdicts[0].status === "drift";
-  if (isDrift && copy.kind === "read" && canonical.kind === "read") {
-    const sides = { copy: copy.value, canonical: canonical.value };
-    return { settings, evidence, verdicts, explanation: await explainDrift(sides, tools.redact) };
-  }
-  return { settings, evidence, verdicts, explanation: NO_EXPLANATION };
+  return settings.write ? resync(evidence, settings) : { evidence, verdicts: judge(evidence, settings) };
 }
 
 /** The tokens, also without quotes around them: a token in quotes is malformed, but still a secret. */
@@ -3241,7 +3247,8 @@ export async function main(argv: readonly string[], env: Env, host: Host): Promi
   const log = (label: string, text: string) => print(`${label.padEnd(10)} ${text}`);
   const tools: Tools = { log, print, redact, startedAt: performance.now() };
   let settings: Settings | null = null;
-  let result: Result;
+  let evidence: Evidence | null = null;
+  let verdicts: Verdicts;
   try {
     const flags = parseFlags(argv.map(redact));
     if (flags.help === true || flags.version === true) {
@@ -3249,10 +3256,12 @@ export async function main(argv: readonly string[], env: Env, host: Host): Promi
       return 0;
     }
     settings = readSettings({ flags, env, command: host.command, redact });
-    result = await Promise.race([checkCopy(settings, tools), host.crashed]);
+    ({ evidence, verdicts } = await Promise.race([checkCopy(settings, tools), host.crashed]));
   } catch (error) {
-    result = { settings, evidence: null, verdicts: [toVerdict(error, tools)], explanation: NO_EXPLANATION };
+    verdicts = [toVerdict(error, tools)];
   }
+  const explanation = await explainVerdict(verdicts[0], evidence, redact);
+  const result: Result = { settings, evidence, verdicts, explanation };
   const document = toDocument(result, tools.startedAt);
   if (isAlarm) {
     await bestEffort(tools, "The alarm failed", () => runAlarm(result, document, tools));
