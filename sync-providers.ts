@@ -1,71 +1,152 @@
 /**
- * sync-providers: fails a workflow when a repository's copy of providers.yaml differs from the canonical file.
- * The canonical file is in another, private repository on a Gitea or Forgejo server, by default the one that runs
- * the job.
+ * sync-providers: fails a workflow when a repository's copy of a file differs from the canonical file, which is in
+ * another repository on the same Gitea or Forgejo server.
  *
  *   npx tsx sync-providers.ts --help
  *
- * A run that compared nothing never passes. The one exception is a pull request from a fork: forks get no
- * secrets, so the gate prints a warning and passes.
+ * A run that compared nothing never passes. The one exception is a pull request from a fork: forks get no secrets, so
+ * without a token that can read the canonical repository, the gate prints a warning and passes.
  *
- *   argv, env -> settings -> context (case table) -> evidence (copy, pin, canonical file) -> verdicts -> report
+ * The token is read in section 3 and sent in section 7, in one header to one server. It goes nowhere else.
  *
- * No step changes what an earlier step made; `main` connects them. The sections, from the parts to the whole
- * (every function stands above the code that calls it):
+ * The pin, if there is one, is a file that contains the sha256 of the copy. It tells which side of a drift has changed.
  *
- *   1. Statuses and verdicts     5. Context: the case table     9. Verdicts         13. Alarm: one issue
- *   2. Text                      6. Gitea client               10. Differences      14. Main
- *   3. Settings                  7. Canonical file             11. Re-sync          15. Process
- *   4. Files                     8. Evidence                   12. Report
+ * The sections are in the order of a run, and callers stand above the functions that they call:
+ *
+ *   1. Main        4. Context: the case table    7. Requests              10. Text
+ *   2. Verdicts    5. The copy and the pin       8. Comparison            11. Start
+ *   3. Settings    6. The canonical file         9. What a drift prints
  */
 
-import { constants, isUtf8 } from "node:buffer";
-import { createHash, randomUUID } from "node:crypto";
+import { isUtf8 } from "node:buffer";
+import { createHash } from "node:crypto";
 import * as fs from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
-import { BlockList, isIP, isIPv6, type Socket } from "node:net";
-import { dirname, join, normalize, relative } from "node:path";
+import { dirname, relative } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { isDeepStrictEqual, parseArgs } from "node:util";
-import { setFlagsFromString } from "node:v8";
-import type { buildConnector, Client, Dispatcher } from "undici";
+import { parseArgs } from "node:util";
+import type { Client, Dispatcher } from "undici";
 
 // ------------------------------------------------------------------------------------------------
-// 1. Statuses and verdicts
+// 1. Main
 // ------------------------------------------------------------------------------------------------
 
-/** The version of the gate, the same as in package.json. It is part of the User-Agent. */
-export const VERSION = "2.0.0";
+/** The environment, like `process.env`. */
+export type Env = Readonly<Record<string, string | undefined>>;
 
-/** Every status with its exit code. If several apply, the first one in this table is the verdict. */
-export const STATUSES = {
-  usage: { exitCode: 2, annotation: "error", meaning: "a flag or setting is wrong" },
-  drift: { exitCode: 1, annotation: "error", meaning: "the copy and the canonical file differ" },
-  "token-missing": { exitCode: 1, annotation: "error", meaning: "a trusted run has no token" },
-  "pin-mismatch": { exitCode: 1, annotation: "error", meaning: "the copy is not what the pin says" },
-  unverified: { exitCode: 3, annotation: "error", meaning: "nothing could be compared" },
-  skipped: { exitCode: 0, annotation: "warning", meaning: "a pull request from a fork, without a token" },
-  "in-sync": { exitCode: 0, annotation: "none", meaning: "the copy and the canonical file are the same" },
+/** Runs the gate. Writes the log line by line, and returns the exit code of the process. */
+export async function main(argv: readonly string[], env: Env, write: (line: string) => void): Promise<number> {
+  if (argv.includes("--help")) {
+    write(HELP);
+    return 0;
+  }
+  const print = createPrint(env, write);
+  let verdict: Verdict;
+  try {
+    const settings = readSettings(argv, env);
+    verdict = settings.write ? await resync(settings, print) : await check(settings, print);
+    if (verdict.status === "drift" || verdict.status === "pin-mismatch") {
+      printResyncCommand(settings, print);
+    }
+  } catch (error) {
+    verdict = toVerdict(error, print);
+  }
+  printVerdict(verdict, print);
+  return EXIT_CODES[verdict.status];
+}
+
+/** Compares the copy with the canonical file, and prints what the verdict is based on. */
+async function check(settings: Settings, print: Print): Promise<Verdict> {
+  const context = readContext(settings);
+  print(`context    ${describeContext(context)}`);
+  const copy = readCopy(settings);
+  print(`copy       ${describeFile(copy)}`);
+  const pin = readPin(settings);
+  print(`pin        ${describePin(pin, copy)}`);
+  if (!canCompare(settings)) {
+    print("token      AUTO_SYNC_TOKEN is not set");
+    return context.trusted ? tokenMissing(context, settings) : skip(copy, pin);
+  }
+  let canonical: CanonicalFile;
+  try {
+    canonical = await readCanonical(settings, print);
+  } catch (error) {
+    if (context.trusted || !isRefusal(error)) {
+      throw error;
+    }
+    // A fork's job may have a token that cannot read this repository. It counts as no token.
+    print(`refused    ${error.message}`);
+    return skip(copy, pin);
+  }
+  const verdict = compare(copy, pin, canonical);
+  if (verdict.status === "drift") {
+    await explainDrift(copy, canonical, print);
+  }
+  return verdict;
+}
+
+/** Writes the canonical file over the copy, and its sha256 into the pin. */
+async function resync(settings: Settings, print: Print): Promise<Verdict> {
+  const { copyPath } = settings;
+  if (!canCompare(settings)) {
+    const message = "AUTO_SYNC_TOKEN is not set, so nothing was written.";
+    return { status: "token-missing", message, remedy: TOKEN_PROMPT };
+  }
+  const copy = exists(copyPath) ? readCopy(settings) : undefined;
+  const pin = readPin(settings);
+  const canonical = await readCanonical(settings, print);
+  const written: string[] = [];
+  // The copy first: if writing the pin then fails, the next run reports it.
+  if (copy?.sha256 !== canonical.sha256) {
+    writeFile(copyPath, canonical.bytes);
+    written.push(quote(copyPath));
+  }
+  if (pin !== undefined && pin.sha256 !== canonical.sha256) {
+    writeFile(pin.path, Buffer.from(pin.text.replace(SHA256_WORD, canonical.sha256), "latin1"));
+    written.push(quote(pin.path));
+  }
+  if (written.length === 0) {
+    const message = "The copy matches the canonical file, so nothing was written.";
+    return { status: "in-sync", message, remedy: "" };
+  }
+  return {
+    status: "written",
+    message: `Wrote ${written.join(" and ")}.`,
+    remedy: "Regenerate what is built from the copy, and commit everything together.",
+  };
+}
+
+// ------------------------------------------------------------------------------------------------
+// 2. Verdicts
+// ------------------------------------------------------------------------------------------------
+
+/** Every status with its exit code. */
+export const EXIT_CODES = {
+  "in-sync": 0, // the copy and the canonical file are the same bytes, and the pin, if any, agrees
+  written: 0, // a re-sync changed the copy, the pin or both
+  skipped: 0, // a pull request from a fork, without a token: nothing was compared
+  drift: 1, // the bytes differ
+  "token-missing": 1, // a trusted run, or a re-sync, without a token
+  "pin-mismatch": 1, // the copy is not what the pin says
+  usage: 2, // a flag or setting is wrong
+  unverified: 3, // there is no comparison that counts; the reason says why
 } as const;
 
-export type Status = keyof typeof STATUSES;
+export type Status = keyof typeof EXIT_CODES;
 
-/** Every reason for `unverified`, with what to do about it. If several apply, the first one is the verdict. */
+/** Every reason for `unverified`, with what to do about it. */
 export const REMEDIES = {
-  "copy-unreadable": "Check SYNC_COPY_PATH and the checkout. To create a first copy, run with --write.",
+  "copy-unreadable": "Check SYNC_COPY_PATH and the checkout. For a first copy, run with --write.",
   "pin-unreadable": "Check SYNC_PIN_PATH: the file must contain exactly one word of 64 hex digits.",
   "write-failed": "Check the permissions and the free space of that folder.",
-  "token-malformed": "Set the secret again: the token alone, without quotes, spaces or line breaks.",
   "token-rejected": "The token was revoked or has expired. Make a new one and store it as AUTO_SYNC_TOKEN.",
   "token-scope": "Give the token the scope read:repository, and its user access to the repository.",
-  "repo-not-visible":
-    "Check SYNC_CANONICAL_REPO and the token's access. With SYNC_ANONYMOUS=1 the repository must be public.",
+  "repo-not-visible": "Check SYNC_CANONICAL_REPO, and that the token's user may read that repository.",
   "repo-archived": "Set SYNC_CANONICAL_REPO to the repository that replaced it.",
   "ref-not-found": "Check SYNC_CANONICAL_REF: it must be a branch, a tag or a commit.",
   "file-not-found": "Check SYNC_CANONICAL_PATH (or --canonical): the file may have been moved.",
   redirected: "Set SYNC_CANONICAL_SERVER and SYNC_CANONICAL_REPO to the new place.",
-  "too-large": "Check that this is the right file, or raise SYNC_MAX_BYTES.",
+  "too-large": "Check that this is the right file.",
   unreachable: "Check SYNC_CANONICAL_SERVER, the network and the proxy, then rerun.",
   timeout: "Rerun. If it happens again, check the server and the network, or raise SYNC_TIMEOUT_SECONDS.",
   "server-error": "Rerun later. If it happens again, look at the server's log.",
@@ -74,873 +155,340 @@ export const REMEDIES = {
 
 export type Reason = keyof typeof REMEDIES;
 
-/** Which side of a drift the pin matches. */
-export type PinMatches = "copy" | "canonical" | "neither";
-
-/** What was found, and what to do about it (may be empty). */
-interface Finding {
+/** The result of a run. */
+export interface Verdict {
+  readonly status: Status;
+  /** Set if the status is `unverified`, except after an unexpected exception. */
+  readonly reason?: Reason;
+  /** What was found. */
   readonly message: string;
+  /** What to do about it. May be empty. */
   readonly remedy: string;
 }
 
-export type Verdict =
-  | (Finding & { readonly status: Exclude<Status, "drift" | "unverified"> })
-  | (Finding & {
-      readonly status: "drift";
-      /** Counted from 1. */
-      readonly firstDifferingLine: number;
-      /** Null without a pin. */
-      readonly pinMatches: PinMatches | null;
-    })
-  | (Finding & {
-      readonly status: "unverified";
-      /** Null after an unexpected exception. */
-      readonly reason: Reason | null;
-    });
-
-/** The verdict, then the others that also apply. */
-export type Verdicts = readonly [Verdict, ...Verdict[]];
-
-/** Set if a request may be sent again. */
-interface RetryHint {
-  /** How long the server asked to wait, in milliseconds. */
-  readonly afterMs: number;
-}
-
 /** An expected failure: a setting, a file, the network or the server is at fault, not the gate. */
-export class Failure extends Error {
+class Failure extends Error {
   readonly verdict: Verdict;
-  readonly retryHint: RetryHint | undefined;
+  /** How long to wait before another attempt, in milliseconds. Undefined if another attempt cannot help. */
+  readonly retryAfterMs: number | undefined;
 
-  constructor(verdict: Verdict, retryHint?: RetryHint) {
+  constructor(verdict: Verdict, retryAfterMs?: number) {
     super(verdict.message);
     this.verdict = verdict;
-    this.retryHint = retryHint;
+    this.retryAfterMs = retryAfterMs;
   }
 }
 
-function usageFailure(message: string, remedy: string): Failure {
+function usage(message: string, remedy: string): Failure {
   return new Failure({ status: "usage", message, remedy });
 }
 
-interface FailureDetails {
-  readonly message: string;
-  /** Instead of the usual remedy of the reason. */
-  readonly remedy?: string | undefined;
-  readonly retryHint?: RetryHint | undefined;
+function unverified(reason: Reason, message: string, remedy: string = REMEDIES[reason]): Failure {
+  return new Failure({ status: "unverified", reason, message, remedy });
 }
 
-function unverifiedFailure(reason: Reason, { message, remedy, retryHint }: FailureDetails): Failure {
-  return new Failure(
-    { status: "unverified", reason, message, remedy: remedy ?? REMEDIES[reason] },
-    retryHint,
-  );
+/** A failure that may pass by itself. */
+function transient(reason: Reason, message: string, retryAfterMs = 0): Failure {
+  return new Failure({ status: "unverified", reason, message, remedy: REMEDIES[reason] }, retryAfterMs);
 }
 
-function reasonOf(verdict: Verdict): Reason | null {
-  return verdict.status === "unverified" ? verdict.reason : null;
+/** True if the server does not know the token, or does not let it read the repository. */
+function isRefusal(error: unknown): error is Failure {
+  const refusals: readonly unknown[] = ["token-rejected", "token-scope", "repo-not-visible"];
+  return error instanceof Failure && refusals.includes(error.verdict.reason);
 }
 
-/** Orders verdicts: by the table of statuses, then by the table of reasons. */
-function compareVerdicts(a: Verdict, b: Verdict): number {
-  const statuses = Object.keys(STATUSES);
-  const byStatus = statuses.indexOf(a.status) - statuses.indexOf(b.status);
-  if (byStatus !== 0) {
-    return byStatus;
+/** The verdict on an exception. An unexpected one never passes. */
+function toVerdict(error: unknown, print: Print): Verdict {
+  if (error instanceof Failure) {
+    return error.verdict;
   }
-  const reasons = Object.keys(REMEDIES);
-  return reasons.indexOf(String(reasonOf(a))) - reasons.indexOf(String(reasonOf(b)));
-}
-
-/** Sorts verdicts by precedence. Without any, nothing was compared, and that never passes. */
-function toVerdicts(verdicts: readonly Verdict[]): Verdicts {
-  const [first, ...others] = [...verdicts].sort(compareVerdicts);
-  if (first === undefined) {
-    return [{ status: "unverified", reason: null, message: "Nothing was compared.", remedy: "" }];
+  if (errorCode(error) === "ERR_MODULE_NOT_FOUND") {
+    const message = `A package is not installed: ${errorText(error)}.`;
+    return { status: "unverified", message, remedy: "Run npm ci --omit=dev." };
   }
-  return [first, ...others];
-}
-
-// ------------------------------------------------------------------------------------------------
-// 2. Text: redaction, escaping, quoting
-// ------------------------------------------------------------------------------------------------
-
-/** Replaces secrets by `***`. */
-export type Redact = (text: string) => string;
-
-/** The allowed length of a token. Shorter text could be part of ordinary words; a longer one is no token. */
-const TOKEN_LENGTH = { min: 8, max: 4096 };
-
-/** A secret as it may appear in text: as it is, in base64 (alone), and percent-encoded. */
-function formsOfSecret(secret: string): string[] {
-  const bytes = Buffer.from(secret);
-  const base64 = bytes.toString("base64").replace(/=+$/, "");
-  // The text of the bytes, because encodeURIComponent throws on half a surrogate pair.
-  return [secret, base64, bytes.toString("base64url"), encodeURIComponent(bytes.toString())];
-}
-
-/**
- * Returns a function that redacts the given secrets, in upper or lower case. It is used where text comes in: after
- * a cut or an escape, a part of a secret would no longer be recognized.
- */
-export function createRedactor(secrets: readonly string[]): Redact {
-  const redacted = secrets.filter(({ length }) => length >= TOKEN_LENGTH.min && length <= TOKEN_LENGTH.max);
-  if (redacted.length === 0) {
-    return (text) => text;
+  for (const line of String(error instanceof Error ? error.stack : error).split("\n")) {
+    print(`stack      ${line}`);
   }
-  const forms = redacted.flatMap(formsOfSecret);
-  // The longest first, because one form may begin with another.
-  forms.sort((a, b) => b.length - a.length);
-  const pattern = new RegExp(forms.map((form) => form.replace(/\W/g, "\\$&")).join("|"), "gi");
-  return (text) => text.replace(pattern, "***");
+  const message = `Unexpected error: ${errorText(error)}.`;
+  return { status: "unverified", message, remedy: "Please report it, with the stack above." };
 }
 
-function escapeCharacter(character: string): string {
-  const names: Readonly<Record<string, string>> = { "\t": "\\t", "\n": "\\n", "\r": "\\r" };
-  return names[character] ?? `\\u{${Number(character.codePointAt(0)).toString(16)}}`;
-}
-
-/**
- * Makes control, format and line-breaking characters visible, and breaks up `##[`, which runners obey anywhere
- * in a line. Text that was escaped before stays the same.
- */
-function escapeControls(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, escapeCharacter).replace(/##(?=\[)/g, "# #");
-}
-
-/** Escapes foreign text that is a line of its own. Runners obey `::` at the start of a line. */
-export function escapeLine(text: string): string {
-  return escapeControls(text).replace(/^(\s*):(?=:)/, "$1: ");
-}
-
-/** Escapes foreign text inside a message. No `::` is left: act ends a command's properties at the last one. */
-export function escapeMessage(text: string): string {
-  return escapeControls(text).replace(/:(?=:)/g, ": ");
-}
-
-/** Cuts escaped text to a length. */
-function truncate(text: string, limit: number): string {
-  return text.length > limit ? `${text.slice(0, limit)}…` : text;
-}
-
-/** Enough for an ordinary path or error message. */
-const QUOTE_LIMIT = 120;
-
-/** Foreign text inside a sentence: escaped, cut, in double quotes. */
-export function quote(text: string): string {
-  // One more character than is shown, so that a cut is marked. The rest of a long text need not be escaped.
-  const beginning = text.slice(0, QUOTE_LIMIT + 1);
-  return `"${truncate(escapeMessage(beginning), QUOTE_LIMIT).replaceAll('"', "'")}"`;
-}
-
-/** Escapes the message of a workflow command (https://github.com/actions/toolkit, command.ts). */
-export function escapeData(text: string): string {
-  return text.replaceAll("%", "%25").replaceAll("\r", "%0D").replaceAll("\n", "%0A");
-}
-
-/** Escapes a property of a workflow command (the same source). */
-export function escapeProperty(text: string): string {
-  return escapeData(text).replaceAll(":", "%3A").replaceAll(",", "%2C");
-}
-
-/** A fenced block of Markdown. The fence is longer than any run of backticks inside, so nothing ends it early. */
-function fencedBlock(language: string, lines: readonly string[]): string[] {
-  let length = 3;
-  for (const backticks of lines.join("\n").match(/`+/g) ?? []) {
-    length = Math.max(length, backticks.length + 1);
+/** Prints the verdict, the last line of the log: as an annotation, unless the run passed. */
+function printVerdict({ status, reason, message, remedy }: Verdict, print: Print): void {
+  const name = reason === undefined ? status : `${status} (${reason})`;
+  const text = `${name}: ${message} ${remedy}`.trim();
+  if (status === "skipped") {
+    print(text, "warning");
+  } else if (EXIT_CODES[status] > 0) {
+    print(text, "error");
+  } else {
+    print(text);
   }
-  const fence = "`".repeat(length);
-  return [fence + language, ...lines, fence];
-}
-
-/** Foreign text as code in a cell of a Markdown table. */
-function codeCell(text: string): string {
-  return `\`${escapeMessage(text).replaceAll("`", "'").replaceAll("|", "\\|")}\``;
-}
-
-/** Quotes a word for a POSIX shell. */
-function quoteForShell(word: string): string {
-  return /^[\w./:@%+=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
-}
-
-/**
- * Quotes a path as a pattern of .gitattributes: globs are escaped, and a pattern with white space, a quote or a
- * backslash is quoted in the style of C (gitattributes(5)).
- */
-function quoteForGitAttributes(path: string): string {
-  const pattern = normalize(path).replace(/[\\*?[\]]|^!/g, "\\$&");
-  return /[\s"\\]|^#/.test(pattern) ? `"${pattern.replace(/["\\]/g, "\\$&")}"` : pattern;
-}
-
-function formatSeconds(ms: number): string {
-  return `${Math.ceil(ms / 100) / 10} s`;
-}
-
-/** The beginning of a hash, for people. */
-function shortHash(hash: string): string {
-  return hash.slice(0, 12);
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function isList(value: unknown): value is unknown[] {
-  return Array.isArray(value);
-}
-
-/** Reads a value inside foreign data, by own keys only (never a prototype's). Undefined if there is none. */
-function valueAt(data: unknown, keys: readonly string[]): unknown {
-  let value = data;
-  for (const key of keys) {
-    if (!isRecord(value) || !Object.hasOwn(value, key)) {
-      return undefined;
-    }
-    value = value[key];
-  }
-  return value;
-}
-
-/** Parses foreign JSON and redacts its strings. Undefined if it is not JSON. A byte-order mark is ignored. */
-function parseJson(bytes: Buffer, redact: Redact): unknown {
-  const text = bytes.toString().replace(/^\uFEFF/, "");
-  try {
-    return JSON.parse(text, (_key, value: unknown) => (typeof value === "string" ? redact(value) : value));
-  } catch {
-    return undefined;
-  }
-}
-
-/** The `code` of an error of Node, undici or OpenSSL, or else its name. */
-function errorCode(error: unknown): string {
-  if (!(error instanceof Error)) {
-    return typeof error;
-  }
-  return "code" in error && typeof error.code === "string" ? error.code : error.name;
-}
-
-/** The message of an error. An AggregateError (several addresses failed) has none, but its parts do. */
-function errorText(error: unknown): string {
-  if (error instanceof AggregateError) {
-    return error.errors.map(errorText).join("; ");
-  }
-  return error instanceof Error ? error.message : String(error);
-}
-
-/** What every step may use and none may change. */
-export interface Tools {
-  /** Prints a line that begins with a label: `copy       "a.yaml": 12 bytes`. */
-  readonly log: (label: string, text: string) => void;
-  /** Prints a line. */
-  readonly print: (line: string) => void;
-  readonly redact: Redact;
-  /** `performance.now()` at the start of the run, in milliseconds. */
-  readonly startedAt: number;
 }
 
 // ------------------------------------------------------------------------------------------------
 // 3. Settings
 // ------------------------------------------------------------------------------------------------
 
-/** The environment, like `process.env`. */
-export type Env = Readonly<Record<string, string | undefined>>;
+const DEFAULTS = {
+  SYNC_CANONICAL_REPO: "molecule-ai/molecule-controlplane",
+  SYNC_CANONICAL_PATH: "internal/providers/providers.yaml",
+  SYNC_CANONICAL_REF: "main",
+  SYNC_COPY_PATH: "workspace-server/internal/providers/providers.yaml",
+  SYNC_TIMEOUT_SECONDS: "60",
+} as const;
 
-/** A token from the environment. A malformed one has no value here, so it cannot be sent or printed. */
-export type Token =
-  | { readonly kind: "usable"; readonly value: string }
-  | { readonly kind: "malformed" }
-  | { readonly kind: "missing" };
+const HELP = `\
+Usage: npx tsx sync-providers.ts [flags]
 
-/** How the text of an option becomes its value. */
-interface ValueType {
-  /** Returns undefined for text that it cannot use. */
-  readonly parse: (text: string) => unknown;
-  /** What the text must be, for messages. */
-  readonly expected: string;
+Compares a repository's copy of a file with the canonical file in another repository, byte for byte.
+
+Flags
+  --write             re-sync: replace the copy, and the sha256 in the pin
+  --replay FILE       replay a captured event: its payload alone, or an object with event_name and event
+  --canonical FILE    compare with a local file: nothing is fetched
+  --copy FILE         overrides SYNC_COPY_PATH
+  --help
+
+Environment (an empty variable counts as unset)
+  GITHUB_EVENT_NAME, GITHUB_EVENT_PATH   the event, as the runner sets them
+  AUTO_SYNC_TOKEN         the token that reads the canonical repository
+  SYNC_CANONICAL_SERVER   the server of the canonical repository; default: GITHUB_SERVER_URL
+  SYNC_CANONICAL_REPO     default: ${DEFAULTS.SYNC_CANONICAL_REPO}
+  SYNC_CANONICAL_PATH     default: ${DEFAULTS.SYNC_CANONICAL_PATH}
+  SYNC_CANONICAL_REF      a branch, tag or commit; default: ${DEFAULTS.SYNC_CANONICAL_REF}
+  SYNC_COPY_PATH          default: ${DEFAULTS.SYNC_COPY_PATH}
+  SYNC_PIN_PATH           a file that contains the sha256 of the copy; default: no pin is checked
+  SYNC_ALLOW_HTTP         1: allow plain http: to another machine (the token is sent unencrypted)
+  SYNC_TIMEOUT_SECONDS    when to give up on the server; default: ${DEFAULTS.SYNC_TIMEOUT_SECONDS}
+  HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, NODE_EXTRA_CA_CERTS
+
+Exit codes
+  0  in-sync, written, or skipped (a pull request from a fork, without a token)
+  1  drift, token-missing, pin-mismatch
+  2  usage: a flag or setting is wrong
+  3  unverified: there is no comparison that counts`;
+
+/** Reads and checks the settings. What is not set is empty. Throws a `usage` failure. */
+function readSettings(argv: readonly string[], env: Env) {
+  const flags = parseFlags(argv);
+  const variable = (name: string, fallback = "") => env[name]?.trim() || fallback;
+  const settings = {
+    /** Re-sync instead of comparing. */
+    write: flags.write ?? false,
+    eventName: variable("GITHUB_EVENT_NAME"),
+    eventPath: variable("GITHUB_EVENT_PATH"),
+    /** A captured event that replaces the one of the run. */
+    replayPath: flags.replay ?? "",
+    token: variable("AUTO_SYNC_TOKEN"),
+    /** The base URL of the server that is sent the token. */
+    server: variable("SYNC_CANONICAL_SERVER", variable("GITHUB_SERVER_URL")),
+    allowHttp: variable("SYNC_ALLOW_HTTP") === "1",
+    /** `owner/name` of the canonical repository. */
+    repo: variable("SYNC_CANONICAL_REPO", DEFAULTS.SYNC_CANONICAL_REPO),
+    /** The canonical file in that repository. */
+    canonicalPath: variable("SYNC_CANONICAL_PATH", DEFAULTS.SYNC_CANONICAL_PATH),
+    /** A branch, a tag or a commit of that repository. */
+    ref: variable("SYNC_CANONICAL_REF", DEFAULTS.SYNC_CANONICAL_REF),
+    /** A local file that replaces the one on the server. */
+    localCanonical: flags.canonical ?? "",
+    copyPath: flags.copy ?? variable("SYNC_COPY_PATH", DEFAULTS.SYNC_COPY_PATH),
+    pinPath: variable("SYNC_PIN_PATH"),
+    timeoutMs: 1000 * Number(variable("SYNC_TIMEOUT_SECONDS", DEFAULTS.SYNC_TIMEOUT_SECONDS)),
+    env,
+  };
+  checkSettings(settings);
+  return settings;
 }
 
-const textType = { parse: (text: string) => text, expected: "text" } satisfies ValueType;
+type Settings = Readonly<ReturnType<typeof readSettings>>;
 
-const switchType = {
-  parse(text: string): boolean | undefined {
-    return text === "1" || text === "0" ? text === "1" : undefined;
-  },
-  expected: "1 or 0",
-} satisfies ValueType;
-
-const tokenType = {
-  parse(text: string): Token {
-    if (text === "") {
-      return { kind: "missing" };
-    }
-    const isRightLength = text.length >= TOKEN_LENGTH.min && text.length <= TOKEN_LENGTH.max;
-    const isPlain = /^[\x21-\x7e]+$/.test(text) && !/^["']|["']$/.test(text);
-    return isRightLength && isPlain ? { kind: "usable", value: text } : { kind: "malformed" };
-  },
-  expected: "a token",
-} satisfies ValueType;
-
-/** Seconds, as milliseconds. */
-const secondsType = {
-  parse(text: string): number | undefined {
-    const seconds = Number(text);
-    return /^\d+(\.\d+)?$/.test(text) && seconds > 0 && seconds <= 86_400 ? seconds * 1000 : undefined;
-  },
-  expected: "a number above 0, at most 86400",
-} satisfies ValueType;
-
-const bytesType = {
-  parse(text: string): number | undefined {
-    const bytes = Number(text);
-    return /^\d+$/.test(text) && bytes > 0 && bytes <= 1_073_741_824 ? bytes : undefined;
-  },
-  expected: "a whole number above 0, at most 1073741824",
-} satisfies ValueType;
-
-const refType = {
-  parse(text: string): string | undefined {
-    return /^\.{1,2}$|\p{Cc}/u.test(text) ? undefined : text;
-  },
-  expected: "a branch, a tag or a commit",
-} satisfies ValueType;
-
-/** A path inside a repository. A URL parser would remove empty segments, `.` and `..` (RFC 3986, 5.2.4). */
-const repositoryPathType = {
-  parse(text: string): string | undefined {
-    const hasBadSegment = text.split("/").some((segment) => /^\.{0,2}$/.test(segment));
-    return hasBadSegment || /\p{Cc}/u.test(text) ? undefined : text;
-  },
-  expected: 'a path without a leading slash and without ".."',
-} satisfies ValueType;
-
-const repositoryType = {
-  parse(text: string): string | undefined {
-    return /^[\w.-]+\/[\w.-]+$/.test(text) ? repositoryPathType.parse(text) : undefined;
-  },
-  expected: "owner/name",
-} satisfies ValueType;
-
-/** One row of the table: a flag, a setting, or both. */
-interface Option {
-  /** The name of the flag, without dashes. */
-  readonly flag?: string;
-  /** What follows the flag, for --help. Switches have none. */
-  readonly operand?: string;
-  /** The environment variable. */
-  readonly setting?: string;
-  readonly type: ValueType;
-  readonly default?: string;
-  readonly help: string;
-  /** When the re-sync command repeats this setting. Default: never. */
-  readonly repeatInResync?: "always" | "to fetch";
-}
-
-/** Every flag and setting. `--help` and the table in the README are printed from this table. */
-export const OPTIONS = {
-  eventName: {
-    flag: "event-name",
-    operand: "NAME",
-    setting: "GITHUB_EVENT_NAME",
-    type: textType,
-    default: "",
-    help: "the event of the run",
-  },
-  eventPath: {
-    flag: "event",
-    operand: "FILE",
-    setting: "GITHUB_EVENT_PATH",
-    type: textType,
-    help: "the event's payload",
-  },
-  secret: {
-    setting: "AUTO_SYNC_TOKEN",
-    type: tokenType,
-    default: "",
-    help: "the token that reads the canonical repository",
-  },
-  jobToken: {
-    setting: "SYNC_JOB_TOKEN",
-    type: tokenType,
-    default: "",
-    help: "the job's own token, for --alarm, and to read if AUTO_SYNC_TOKEN is not set",
-  },
-  anonymous: {
-    setting: "SYNC_ANONYMOUS",
-    type: switchType,
-    default: "0",
-    help: "1: the canonical repository is public, send no token",
-    repeatInResync: "to fetch",
-  },
-  canonicalServer: {
-    setting: "SYNC_CANONICAL_SERVER",
-    type: textType,
-    help: "the server of the canonical repository; default: GITHUB_SERVER_URL",
-    repeatInResync: "to fetch",
-  },
-  repo: {
-    setting: "SYNC_CANONICAL_REPO",
-    type: repositoryType,
-    default: "molecule-ai/molecule-controlplane",
-    help: "the canonical repository",
-    repeatInResync: "to fetch",
-  },
-  path: {
-    setting: "SYNC_CANONICAL_PATH",
-    type: repositoryPathType,
-    default: "internal/providers/providers.yaml",
-    help: "the canonical file in that repository",
-    repeatInResync: "to fetch",
-  },
-  ref: {
-    setting: "SYNC_CANONICAL_REF",
-    type: refType,
-    default: "main",
-    help: "the branch, tag or commit of the canonical file",
-    repeatInResync: "to fetch",
-  },
-  canonicalFile: {
-    flag: "canonical",
-    operand: "FILE",
-    type: textType,
-    help: "a local canonical file: nothing is fetched, and no token is needed",
-  },
-  copyPath: {
-    flag: "copy",
-    operand: "FILE",
-    setting: "SYNC_COPY_PATH",
-    type: textType,
-    default: "workspace-server/internal/providers/providers.yaml",
-    help: "the copy",
-    repeatInResync: "always",
-  },
-  pinPath: {
-    flag: "pin",
-    operand: "FILE",
-    setting: "SYNC_PIN_PATH",
-    type: textType,
-    help: "the file that contains the sha256 of the copy; default: no pin is checked",
-    repeatInResync: "always",
-  },
-  timeoutMs: {
-    setting: "SYNC_TIMEOUT_SECONDS",
-    type: secondsType,
-    default: "60",
-    help: "the deadline of the comparison",
-    repeatInResync: "to fetch",
-  },
-  maxBytes: {
-    setting: "SYNC_MAX_BYTES",
-    type: bytesType,
-    default: "10485760",
-    help: "the size limit of a file",
-    repeatInResync: "always",
-  },
-  allowHttp: {
-    setting: "SYNC_ALLOW_HTTP",
-    type: switchType,
-    default: "0",
-    help: "1: allow plain http: to another machine (the token is sent unencrypted)",
-    repeatInResync: "to fetch",
-  },
-  replayPath: {
-    flag: "replay",
-    operand: "FILE",
-    type: textType,
-    help: "a captured event: its payload, or an object with event_name and event",
-  },
-  write: {
-    flag: "write",
-    type: switchType,
-    default: "0",
-    help: "re-sync: replace the copy and update the pin",
-  },
-  alarm: {
-    flag: "alarm",
-    type: switchType,
-    default: "0",
-    help: "keep one issue up to date (default branch)",
-  },
-  json: { flag: "json", type: switchType, default: "0", help: "print JSON on stdout, and the log on stderr" },
-  help: { flag: "help", type: switchType, default: "0", help: "print this help" },
-  version: { flag: "version", type: switchType, default: "0", help: "print the version" },
-  jobServer: { setting: "GITHUB_SERVER_URL", type: textType, help: "the server that runs the job" },
-  jobRepo: { setting: "GITHUB_REPOSITORY", type: textType, default: "", help: "the repository of the job" },
-  jobRef: { setting: "GITHUB_REF", type: textType, default: "", help: "the branch or tag of the job" },
-  outputPath: { setting: "GITHUB_OUTPUT", type: textType, help: "the file for the step's outputs" },
-  stepSummaryPath: {
-    setting: "GITHUB_STEP_SUMMARY",
-    type: textType,
-    help: "the file for the step's summary",
-  },
-} as const satisfies Readonly<Record<string, Option>>;
-
-type OptionName = keyof typeof OPTIONS;
-type Parsed<Name extends OptionName> = Exclude<
-  ReturnType<(typeof OPTIONS)[Name]["type"]["parse"]>,
-  undefined
->;
-
-/** The values of the table: undefined only where there is no default. */
-type OptionValues = {
-  readonly [Name in OptionName]: (typeof OPTIONS)[Name] extends { readonly default: string }
-    ? Parsed<Name>
-    : Parsed<Name> | undefined;
-};
-
-/** A proxy, and the environment variable that names it. */
-export interface Proxy {
-  /** Without user name and password. */
-  readonly url: URL;
-  readonly setting: string;
-  /** `user:password` */
-  readonly login: string | undefined;
-}
-
-/** A server that can be sent requests. */
-export interface Server {
-  /** The base URL, without a slash at the end. */
-  readonly url: string;
-  readonly proxy: Proxy | undefined;
-}
-
-/** The server that runs the job. Only the alarm needs it, so a wrong URL does not stop the comparison. */
-type JobServer =
-  | { readonly kind: "usable"; readonly server: Server }
-  | { readonly kind: "unusable"; readonly why: string };
-
-/** The settings of a run, checked. */
-export interface Settings extends Omit<OptionValues, "canonicalServer" | "jobServer"> {
-  /** Undefined if nothing can be fetched. */
-  readonly canonicalServer: Server | undefined;
-  readonly jobServer: JobServer;
-  /** True if the event name comes from --event-name, which wins over the name in a captured event. */
-  readonly hasEventNameFlag: boolean;
-  /** The command that re-syncs the copy with the settings of this run. */
-  readonly resyncCommand: string;
-}
-
-/** Flags that cannot be used together. */
-const CONTRADICTIONS = [
-  { flag: "replay", others: ["event", "write", "alarm"] },
-  { flag: "alarm", others: ["write", "canonical"] },
-];
-
-/** The text of `--help`. */
-export function formatHelp(): string {
-  const lines = [
-    "Usage: npx tsx sync-providers.ts [flags]",
-    "",
-    "Compares a repository's copy of providers.yaml with the canonical file, byte for byte.",
-    "",
-    "Settings and flags (a flag wins over its environment variable; an empty variable counts as unset):",
-  ];
-  for (const option of Object.values<Option>(OPTIONS)) {
-    const flag = option.flag === undefined ? "" : `--${option.flag} ${option.operand ?? ""}`.trim();
-    const names = [option.setting ?? "", flag].filter((name) => name !== "");
-    const hasDefault = option.type !== switchType && option.default !== undefined && option.default !== "";
-    lines.push(`  ${names.join(", ")}`);
-    lines.push(`      ${option.help}${hasDefault ? `; default: ${option.default}` : ""}`);
-  }
-  lines.push(
-    "  HTTPS_PROXY, HTTP_PROXY",
-    "      the proxy (http: or https:) for an https: or http: server; the lower-case name takes precedence",
-    "  NO_PROXY",
-    "      servers that need no proxy: host, .suffix or *, each with an optional port",
-    "  NODE_EXTRA_CA_CERTS",
-    "      a file with more trusted certificates, read by Node",
-  );
-  lines.push("", "Exit codes and statuses (if several apply, the first one is the verdict):");
-  for (const [status, { exitCode, meaning }] of Object.entries(STATUSES)) {
-    lines.push(`  ${exitCode}  ${status.padEnd(14)} ${meaning}`);
-  }
-  return lines.join("\n");
-}
-
-/** The flags that were given, by name. */
-type Flags = Readonly<Record<string, string | boolean | undefined>>;
-
-/** Parses the flags. Throws `usage` for flags that cannot be used. */
-function parseFlags(argv: readonly string[]): Flags {
-  const options: Record<string, { type: "string" | "boolean" }> = {};
-  for (const { flag, operand } of Object.values<Option>(OPTIONS)) {
-    if (flag !== undefined) {
-      options[flag] = { type: operand === undefined ? "boolean" : "string" };
-    }
-  }
-  let flags: Flags;
+function parseFlags(argv: readonly string[]) {
+  const options = {
+    write: { type: "boolean" },
+    replay: { type: "string" },
+    canonical: { type: "string" },
+    copy: { type: "string" },
+  } as const;
   try {
-    flags = parseArgs({ args: [...argv], options }).values as Flags;
+    return parseArgs({ args: [...argv], options }).values;
   } catch (error) {
-    // Only the first sentence: the others explain positional arguments, and there are none.
-    const sentence = errorText(error).replace(/(\.\s|\n)[\s\S]*$/, "");
-    throw usageFailure(`Cannot read the flags: ${quote(sentence)}.`, "See --help.");
+    // Node's other sentences explain positional arguments, and there are none.
+    const [sentence] = errorText(error).split(". ");
+    throw usage(`Cannot read the flags: ${sentence}.`, "See --help.");
   }
-  for (const { flag, others } of CONTRADICTIONS) {
-    const other = others.find((name) => flags[name] !== undefined);
-    if (flags[flag] !== undefined && other !== undefined) {
-      throw usageFailure(`Cannot use --${flag} and --${other} together.`, "Remove one of them.");
-    }
-  }
-  return flags;
 }
 
-/** The value of an environment variable, trimmed; undefined if it is empty or unset. */
-function readVariable(env: Env, name: string): string | undefined {
-  const value = env[name]?.trim();
-  return value === "" ? undefined : value;
+function checkSettings({ token, repo, canonicalPath, ref, timeoutMs }: Settings): void {
+  if (token !== "" && !isToken(token)) {
+    throw usage(
+      "Cannot use AUTO_SYNC_TOKEN: it has fewer than 8 characters, or white space, quotes or non-ASCII characters.",
+      "Store the token alone.",
+    );
+  }
+  if (!/^[\w.-]+\/[\w.-]+$/.test(repo) || !isCleanPath(repo)) {
+    throw usage(`Cannot use SYNC_CANONICAL_REPO ${quote(repo)}.`, "Set it to owner/name.");
+  }
+  if (!isCleanPath(canonicalPath)) {
+    const remedy = "Set it to a path inside the repository.";
+    throw usage(`Cannot use SYNC_CANONICAL_PATH ${quote(canonicalPath)}.`, remedy);
+  }
+  if (!isCleanPath(ref)) {
+    throw usage(`Cannot use SYNC_CANONICAL_REF ${quote(ref)}.`, "Set it to a branch, a tag or a commit.");
+  }
+  if (!(timeoutMs > 0 && timeoutMs <= 3_600_000)) {
+    throw usage("Cannot use SYNC_TIMEOUT_SECONDS.", "Set it to a number above 0, at most 3600.");
+  }
 }
 
-/** The text of an option, from its flag, its setting, or its default. */
-function textOfOption(
-  { flag, setting, default: fallback }: Option,
-  flags: Flags,
-  env: Env,
-): string | undefined {
-  const given = flag === undefined ? undefined : flags[flag];
-  if (given === true) {
-    return "1";
-  }
-  if (typeof given === "string") {
-    if (given.trim() === "") {
-      throw usageFailure(`Cannot use --${flag}: the value is empty.`, "Give it a value.");
-    }
-    return given;
-  }
-  const variable = setting === undefined ? undefined : readVariable(env, setting);
-  return variable ?? fallback;
+/** A shorter token could match ordinary words of the log, and redact them. */
+const MIN_TOKEN_LENGTH = 8;
+
+/** False for text that would break the header. Gitea's tokens have 40 hex digits. */
+function isToken(text: string): boolean {
+  return text.length >= MIN_TOKEN_LENGTH && /^[\x21-\x7e]+$/.test(text) && !/["']/.test(text);
 }
 
-const LOOPBACK = new BlockList();
-LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
-LOOPBACK.addAddress("::1", "ipv6");
-
-/** The host of a URL, without the brackets of an IPv6 address. */
-function hostOf({ hostname }: URL): string {
-  return hostname.replace(/^\[|\]$/g, "");
+/** False if a segment is empty, "." or "..": a URL parser would resolve it, and ask for something else. */
+function isCleanPath(path: string): boolean {
+  return path.split("/").every((segment) => !/^\.{0,2}$/.test(segment));
 }
 
-function isLoopback(url: URL): boolean {
-  const host = hostOf(url);
-  if (isIP(host) === 0) {
-    return host === "localhost" || host === "localhost.";
-  }
-  return LOOPBACK.check(host, isIPv6(host) ? "ipv6" : "ipv4");
+/** A replay needs a token even with --canonical: so it can show what a run without a token does. */
+function canCompare({ token, localCanonical, replayPath }: Settings): boolean {
+  return token !== "" || (localCanonical !== "" && replayPath === "");
 }
 
-/** What is wrong with the URL of a server, or undefined. */
-function serverFault(text: string, allowHttp: boolean): string | undefined {
-  if (!URL.canParse(text) || /[\s\\]/.test(text)) {
-    return "it is not a URL";
-  }
-  const url = new URL(text);
-  if (url.protocol !== "https:" && url.protocol !== "http:") {
-    return "it is neither an https: nor an http: URL";
-  }
-  if (url.username !== "" || url.password !== "") {
-    return "it contains a user name or a password";
-  }
-  if (/[?#]/.test(text)) {
-    return "it contains a query or a fragment";
-  }
-  if (/(^|\.)github\.com\.?$/.test(url.hostname)) {
-    return "GitHub's API is not supported, only that of Gitea and Forgejo";
-  }
-  if (url.protocol === "http:" && !allowHttp && !isLoopback(url)) {
-    return "plain http: would send the token unencrypted (SYNC_ALLOW_HTTP=1 allows it)";
-  }
-  return undefined;
+// ------------------------------------------------------------------------------------------------
+// 4. Context: the case table
+// ------------------------------------------------------------------------------------------------
+
+/** The case of the table that applies to a run. */
+export interface Context {
+  readonly event: string;
+  readonly case: 1 | 2 | 3 | 4;
+  /** Decides what a missing token means: a trusted run should have one. */
+  readonly trusted: boolean;
+  /** Why it is this case. */
+  readonly why: string;
 }
 
-function portOf({ port, protocol }: { port: string; protocol: string }): string {
-  if (port !== "") {
-    return port;
+/** The context of this run, or of a captured event. Throws a `usage` failure if there is nothing to replay. */
+function readContext({ eventName, eventPath, replayPath }: Settings): Context {
+  if (replayPath !== "") {
+    return replayContext(replayPath, eventName);
   }
-  return protocol === "https:" ? "443" : "80";
-}
-
-/** True if NO_PROXY exempts the server: `*`, a host, or a `.suffix`, each with or without a port. */
-function isExemptFromProxy(noProxy: string, server: URL): boolean {
-  for (const entry of noProxy.toLowerCase().split(/[\s,]+/)) {
-    const port = /(?<=[^:]):(\d+)$/.exec(entry)?.[1];
-    const name = port === undefined ? entry : entry.slice(0, -port.length - 1);
-    const host = name.replace(/^\*\./, ".").replace(/^\[|\]$/g, "");
-    const isSamePort = port === undefined || port === portOf(server);
-    const isSameHost = host.startsWith(".") ? hostOf(server).endsWith(host) : host === hostOf(server);
-    if (isSamePort && (isSameHost || host === "*")) {
-      return true;
-    }
+  if (eventName !== "pull_request") {
+    return classify(eventName, undefined);
   }
-  return false;
-}
-
-/** A proxy from an environment variable. Undefined if it cannot be used. */
-function parseProxy({ setting, text }: { setting: string; text: string }): Proxy | undefined {
   try {
-    const url = new URL(text);
-    const login = `${decodeURIComponent(url.username)}:${decodeURIComponent(url.password)}`;
-    const hasLogin = url.username !== "";
-    url.username = "";
-    url.password = "";
-    const isSupported = url.protocol === "http:" || url.protocol === "https:";
-    return isSupported ? { url, setting, login: hasLogin ? login : undefined } : undefined;
+    return classify(eventName, readJson(eventPath));
+  } catch (error) {
+    const why = `the payload cannot be read: ${errorText(error)}`;
+    return { event: eventName, case: 4, trusted: true, why };
+  }
+}
+
+/** A captured event is what `toJSON(github)` prints, or the payload alone, with GITHUB_EVENT_NAME beside it. */
+function replayContext(path: string, eventName: string): Context {
+  let captured: unknown;
+  try {
+    captured = readJson(path);
+  } catch (error) {
+    throw usage(`Cannot replay ${quote(path)}: ${errorText(error)}.`, "Check the file.");
+  }
+  const capturedName = valueAt(captured, "event_name");
+  if (typeof capturedName === "string") {
+    return classify(capturedName, valueAt(captured, "event"));
+  }
+  if (eventName === "") {
+    throw usage(`Cannot replay ${quote(path)}: it does not name its event.`, "Set GITHUB_EVENT_NAME.");
+  }
+  return classify(eventName, captured);
+}
+
+function readJson(path: string): unknown {
+  const text = fs.readFileSync(path, "utf8").replace(/^\uFEFF/, "");
+  try {
+    return JSON.parse(text);
   } catch {
-    // It is not a URL, or the user name or password has a broken percent-escape.
-    return undefined;
+    // Node's message would quote the file.
+    throw new Error(`${quote(path)} is not JSON`);
   }
 }
 
 /**
- * The environment variable that names the proxy for a server. The lower-case names win. A server on the loopback is never reached through a proxy, which would take `localhost` for its own machine.
+ * The case table:
+ *
+ *   1  push, schedule, workflow_dispatch         trusted: it runs in the repository itself
+ *   2  pull_request from the same repository     trusted: it gets the secrets
+ *   3  pull_request from a fork                  not trusted: it gets no secrets
+ *   4  anything else, or a payload that does not say where a pull request comes from: trusted, to be safe
+ *
+ * The flag `head.repo.fork` comes last: it says whether the head is a fork of anything, so it is true for the
+ * branches of a repository that is a fork itself (measured on Gitea 1.22 to 1.27).
+ *
+ * @param payload The event JSON. Only pull requests need it.
  */
-function findProxySetting(env: Env, server: URL): { setting: string; text: string } | undefined {
-  const noProxy = readVariable(env, "no_proxy") ?? readVariable(env, "NO_PROXY") ?? "";
-  if (isLoopback(server) || isExemptFromProxy(noProxy, server)) {
-    return undefined;
+export function classify(event: string, payload: unknown): Context {
+  if (event === "push" || event === "schedule" || event === "workflow_dispatch") {
+    return { event, case: 1, trusted: true, why: "it runs in the repository itself" };
   }
-  const names = server.protocol === "https:" ? ["https_proxy", "HTTPS_PROXY"] : ["http_proxy", "HTTP_PROXY"];
-  for (const setting of names) {
-    const text = readVariable(env, setting);
-    if (text !== undefined) {
-      return { setting, text };
-    }
+  const unknown = (why: string): Context => ({ event, case: 4, trusted: true, why });
+  if (event !== "pull_request") {
+    return unknown("the case table does not name this event");
   }
-  return undefined;
-}
-
-interface ServerSetting {
-  readonly setting: string;
-  readonly text: string;
-  readonly allowHttp: boolean;
-  /** False if nothing is sent: then it does not matter whether the proxy can be used. */
-  readonly needsProxy: boolean;
-}
-
-const SERVER_REMEDY = "Set it to the base URL of the server, such as https://git.example.com.";
-
-/** Reads the URL of a server and its proxy. Throws `usage`. */
-function readServer(env: Env, { setting, text, allowHttp, needsProxy }: ServerSetting): Server {
-  const fault = serverFault(text, allowHttp);
-  if (fault !== undefined) {
-    throw usageFailure(`Cannot use ${setting}: ${fault}.`, SERVER_REMEDY);
+  const same = (why: string): Context => ({
+    event,
+    case: 2,
+    trusted: true,
+    why: `the same repository: ${why}`,
+  });
+  const fork = (why: string): Context => ({ event, case: 3, trusted: false, why: `a fork: ${why}` });
+  const head = valueAt(payload, "pull_request", "head", "repo");
+  const base = valueAt(payload, "pull_request", "base", "repo");
+  if (valueAt(payload, "pull_request", "head", "label") === "") {
+    return fork("head.label is empty (pushed to refs/for/, the AGit flow)");
   }
-  const url = text.replace(/\/+$/, "");
-  const proxySetting = findProxySetting(env, new URL(url));
-  if (proxySetting === undefined || !needsProxy) {
-    return { url, proxy: undefined };
+  if (head === null) {
+    return fork("head.repo is null (the fork was deleted)");
   }
-  const proxy = parseProxy(proxySetting);
-  if (proxy === undefined) {
-    throw usageFailure(
-      `Cannot use ${proxySetting.setting}: it is not the URL of an http: or https: proxy.`,
-      "Set it to http://host:port, or exempt the server with NO_PROXY.",
-    );
+  const headId = valueAt(head, "id");
+  const baseId = valueAt(base, "id");
+  if (isId(headId) && isId(baseId)) {
+    const ids = `head.repo.id is ${headId}, base.repo.id is ${baseId}`;
+    return headId === baseId ? same(ids) : fork(ids);
   }
-  return { url, proxy };
-}
-
-/** The server of the canonical repository: SYNC_CANONICAL_SERVER, or else the one that runs the job. */
-function readCanonicalServer(env: Env, values: OptionValues): Server | undefined {
-  const { canonicalServer, jobServer, allowHttp, anonymous, secret, jobToken, canonicalFile, replayPath } =
-    values;
-  const isFetched = canonicalFile === undefined;
-  const hasToken = anonymous || secret.kind === "usable";
-  const needsProxy = isFetched && (hasToken || jobToken.kind === "usable");
-  if (canonicalServer !== undefined) {
-    return readServer(env, {
-      setting: "SYNC_CANONICAL_SERVER",
-      text: canonicalServer,
-      allowHttp,
-      needsProxy,
-    });
-  }
-  // A replay chooses the token as a runner would, and that depends on the server.
-  if (jobServer !== undefined && (isFetched || replayPath !== undefined)) {
-    return readServer(env, { setting: "GITHUB_SERVER_URL", text: jobServer, allowHttp, needsProxy });
-  }
-  if (isFetched && hasToken) {
-    throw usageFailure("Neither SYNC_CANONICAL_SERVER nor GITHUB_SERVER_URL is set.", SERVER_REMEDY);
-  }
-  return undefined;
-}
-
-function readJobServer(env: Env, { jobServer: text, allowHttp, alarm }: OptionValues): JobServer {
-  const setting = "GITHUB_SERVER_URL";
-  if (text === undefined) {
-    return { kind: "unusable", why: `${setting} is not set` };
-  }
-  try {
-    return { kind: "usable", server: readServer(env, { setting, text, allowHttp, needsProxy: alarm }) };
-  } catch (error) {
-    return { kind: "unusable", why: errorText(error).replace(/\.$/, "") };
+  switch (valueAt(head, "fork")) {
+    case true:
+      return fork("head.repo.fork is true");
+    case false:
+      return same("head.repo.fork is false");
+    default:
+      return unknown("the payload does not say where the pull request comes from");
   }
 }
 
-type OptionTexts = Readonly<Record<string, string | undefined>>;
-
-/** The command that re-syncs: it repeats the settings of this run that matter for it and are not the default. */
-function formatResyncCommand(command: string, texts: OptionTexts): string {
-  const isLocal = texts.canonicalFile !== undefined;
-  const words: string[] = [];
-  if (!isLocal && texts.canonicalServer === undefined && texts.jobServer !== undefined) {
-    words.push(`SYNC_CANONICAL_SERVER=${quoteForShell(texts.jobServer)}`);
-  }
-  for (const [name, { setting, default: fallback, repeatInResync }] of Object.entries<Option>(OPTIONS)) {
-    const text = texts[name];
-    const matters = repeatInResync === "always" || (repeatInResync === "to fetch" && !isLocal);
-    if (matters && text !== undefined && text !== fallback) {
-      words.push(`${setting}=${quoteForShell(text)}`);
-    }
-  }
-  words.push(command, "--write");
-  if (texts.canonicalFile !== undefined) {
-    words.push("--canonical", quoteForShell(texts.canonicalFile));
-  }
-  return words.join(" ");
+/** Larger numbers are rounded, so two different ids could be equal. */
+function isId(value: unknown): value is number {
+  return Number.isSafeInteger(value) && Number(value) > 0;
 }
 
-/** What the settings are read from. */
-interface SettingsSource {
-  readonly flags: Flags;
-  readonly env: Env;
-  /** How a person would start the gate again. */
-  readonly command: string;
-  readonly redact: Redact;
+function describeContext(context: Context): string {
+  const trust = context.trusted ? "trusted" : "not trusted";
+  return `${describeEvent(context.event)}: case ${context.case}, ${trust}: ${context.why}`;
 }
 
-/** Reads and checks all settings. Throws a `usage` failure that names the setting. */
-export function readSettings({ flags, env, command, redact }: SettingsSource): Settings {
-  const texts: Record<string, string> = {};
-  const parsed: Record<string, unknown> = {};
-  for (const [name, option] of Object.entries<Option>(OPTIONS)) {
-    const text = textOfOption(option, flags, env);
-    if (text === undefined) {
-      continue;
-    }
-    // A token must be read as it is. Everything else may be printed, so secrets in it are redacted.
-    texts[name] = option.type === tokenType ? text : redact(text);
-    parsed[name] = option.type.parse(texts[name]);
-    if (parsed[name] === undefined) {
-      // The message does not repeat the text, which may contain a password.
-      const remedy = `Set it to ${option.type.expected}.`;
-      throw usageFailure(`Cannot use ${option.setting}: it is not ${option.type.expected}.`, remedy);
-    }
-  }
-  // The loop parsed every option with its own type, which the compiler cannot see.
-  const values = parsed as unknown as OptionValues;
-  return {
-    ...values,
-    canonicalServer: readCanonicalServer(env, values),
-    jobServer: readJobServer(env, values),
-    hasEventNameFlag: flags["event-name"] !== undefined,
-    resyncCommand: formatResyncCommand(command, texts),
-  };
+function describeEvent(event: string): string {
+  return event === "" ? "no GITHUB_EVENT_NAME" : `event ${quote(event)}`;
 }
 
 // ------------------------------------------------------------------------------------------------
-// 4. Files: the copy, the pin, a local canonical file
+// 5. The copy and the pin
 // ------------------------------------------------------------------------------------------------
 
-/** The content of a file. */
+/** A file of the comparison. */
 export interface FileContent {
   readonly path: string;
   readonly bytes: Buffer;
@@ -948,2392 +496,727 @@ export interface FileContent {
   readonly sha256: string;
 }
 
-/** The canonical file: a local one, or one from the server. */
-export interface Canonical extends FileContent {
-  /** Null for a local file. */
-  readonly commit: string | null;
-  /** True if a blob id proves that these are the file's own bytes, or if the file is a local one. */
-  readonly isProven: boolean;
-}
-
-/** The pin: a sha256 inside a file, in lower case, and its place in that file. */
+/** The sha256 of the copy, as somebody stored it: in a Go constant, or as `sha256sum` prints it. */
 export interface Pin {
   readonly path: string;
+  /** In hex, in lower case. */
   readonly sha256: string;
-  readonly fileBytes: Buffer;
-  /** In bytes. */
-  readonly offset: number;
+  /** The whole file in Latin-1, in which every byte is one character. */
+  readonly text: string;
 }
 
-/** An input of the comparison. */
-export type Input<T> =
-  | { readonly kind: "read"; readonly value: T }
-  | { readonly kind: "failed"; readonly failure: Failure }
-  | { readonly kind: "not needed"; readonly why: string };
-
-/** Turns an expected failure into a value, so that the other inputs are still read. */
-async function toInput<T>(work: Promise<T>): Promise<Input<T>> {
-  try {
-    return { kind: "read", value: await work };
-  } catch (error) {
-    if (error instanceof Failure) {
-      return { kind: "failed", failure: error };
-    }
-    throw error;
+function readCopy({ copyPath }: Settings): FileContent {
+  const bytes = readRegularFile(copyPath, "copy", "copy-unreadable");
+  if (isLfsPointer(bytes)) {
+    const remedy = "Check out with lfs: true, or keep the file out of Git LFS.";
+    throw unverified("copy-unreadable", `The copy ${quote(copyPath)} is a Git LFS pointer.`, remedy);
   }
+  return toFileContent(copyPath, bytes);
 }
 
-/** An error of the file system in plain words. */
-function describeFileError(error: unknown): string {
-  const texts: Readonly<Record<string, string>> = {
-    ENOENT: "no such file or directory",
-    ENOTDIR: "a part of the path is not a directory",
-    EACCES: "permission denied",
-    ELOOP: "it is a symbolic link",
-  };
-  return texts[errorCode(error)] ?? errorText(error);
-}
+const SHA256_WORD = /(?<!\w)[\da-f]{64}(?!\w)/gi;
 
-/** The code of the system's error for a file that is too large. */
-const TOO_LARGE = "EFBIG";
-
-interface FileToRead {
-  readonly path: string;
-  readonly maxBytes: number;
-  /** A link in a repository could make the gate read another file of the runner. Folders may be links. */
-  readonly links: "follow" | "refuse";
-}
-
-async function readBytes(file: FileHandle, maxBytes: number): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  const options = { end: maxBytes - 1, autoClose: false, highWaterMark: 1_048_576 };
-  for await (const chunk of file.createReadStream(options)) {
-    chunks.push(chunk);
+/** Undefined if no pin is set. */
+function readPin({ pinPath: path }: Settings): Pin | undefined {
+  if (path === "") {
+    return undefined;
   }
-  return Buffer.concat(chunks);
+  const text = readRegularFile(path, "pin", "pin-unreadable").toString("latin1");
+  const [sha256, ...others] = text.match(SHA256_WORD) ?? [];
+  if (sha256 === undefined || others.length > 0) {
+    throw unverified("pin-unreadable", `The pin ${quote(path)} does not contain exactly one sha256.`);
+  }
+  return { path, sha256: sha256.toLowerCase(), text };
 }
 
-/** Reads a regular file. Never waits for a named pipe. Throws errors of the file system. */
-async function readRegularFile({ path, maxBytes, links }: FileToRead): Promise<Buffer> {
-  const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants;
-  const file = await open(path, O_RDONLY | O_NONBLOCK | (links === "follow" ? 0 : O_NOFOLLOW));
+/** Far more than any list of providers has. */
+const MAX_FILE_BYTES = 10 * 1024 * 1024;
+
+/** Reads a file of the checkout. A symbolic link could lead out of it. */
+function readRegularFile(path: string, name: string, reason: Reason): Buffer {
   try {
-    const stat = await file.stat();
+    const stat = fs.lstatSync(path);
     if (!stat.isFile()) {
-      throw new Error(stat.isDirectory() ? "it is a directory" : "it is not a regular file");
+      throw new Error(stat.isSymbolicLink() ? "it is a symbolic link" : "it is not a regular file");
     }
-    // Files in /proc have a size of 0, and some have no end, so one byte more than the limit is read at most.
-    const bytes = stat.size > maxBytes ? undefined : await readBytes(file, maxBytes + 1);
-    if (bytes === undefined || bytes.length > maxBytes) {
-      const size = stat.size > 0 ? `${stat.size} bytes, ` : "";
-      throw Object.assign(new Error(`it has ${size}more than the limit of ${maxBytes} bytes`), {
-        code: TOO_LARGE,
-      });
+    if (stat.size > MAX_FILE_BYTES) {
+      throw new Error(`it has ${stat.size} bytes, more than ${MAX_FILE_BYTES}`);
     }
-    return bytes;
-  } finally {
-    await file.close();
+    return fs.readFileSync(path);
+  } catch (error) {
+    throw unverified(reason, `Cannot read the ${name} ${quote(path)}: ${errorText(error)}.`);
   }
 }
 
-/** Reads a file of the comparison. `name` and `reason` are used in the failure. */
-async function readInputFile(
-  file: FileToRead,
-  { name, reason }: { name: string; reason: Reason },
-): Promise<Buffer> {
+/** True for a dangling link too: something could be written through it. */
+function exists(path: string): boolean {
   try {
-    return await readRegularFile(file);
-  } catch (error) {
-    const message = `Cannot read the ${name} ${quote(file.path)}: ${describeFileError(error)}.`;
-    throw unverifiedFailure(errorCode(error) === TOO_LARGE ? "too-large" : reason, { message });
+    fs.lstatSync(path);
+    return true;
+  } catch {
+    return false;
   }
+}
+
+/** Writes a file of the checkout. Git keeps the old one, so an interrupted write loses nothing. */
+function writeFile(path: string, bytes: Buffer): void {
+  try {
+    fs.mkdirSync(dirname(path), { recursive: true });
+    fs.writeFileSync(path, bytes);
+  } catch (error) {
+    throw unverified("write-failed", `Cannot write ${quote(path)}: ${errorText(error)}.`);
+  }
+}
+
+/** True for a Git LFS pointer (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md). */
+function isLfsPointer(bytes: Buffer): boolean {
+  return bytes.toString("latin1", 0, 100).startsWith("version https://git-lfs.github.com/spec/");
 }
 
 function toFileContent(path: string, bytes: Buffer): FileContent {
   return { path, bytes, sha256: createHash("sha256").update(bytes).digest("hex") };
 }
 
-/** True for a Git LFS pointer (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md). */
-function isLfsPointer(bytes: Buffer): boolean {
-  const firstLine = "version https://git-lfs.github.com/spec/v1\n";
-  return bytes.subarray(0, firstLine.length).equals(Buffer.from(firstLine));
+function describeFile({ path, bytes, sha256 }: FileContent): string {
+  return `${quote(path)}: ${bytes.length} bytes, sha256 ${sha256.slice(0, 12)}`;
 }
 
-async function readCopy({ copyPath: path, maxBytes }: Settings): Promise<FileContent> {
-  const reason = "copy-unreadable";
-  const bytes = await readInputFile({ path, maxBytes, links: "refuse" }, { name: "copy", reason });
-  if (isLfsPointer(bytes)) {
-    throw unverifiedFailure(reason, {
-      message: `Cannot use the copy ${quote(path)}: it is a Git LFS pointer.`,
-      remedy: "Check out with lfs: true, or keep the file out of Git LFS.",
-    });
+function describePin(pin: Pin | undefined, copy: FileContent): string {
+  if (pin === undefined) {
+    return "none: SYNC_PIN_PATH is not set";
   }
-  return toFileContent(path, bytes);
-}
-
-/** Reads the pin. It may be anywhere in its file: in a Go constant, in the output of sha256sum. */
-async function readPin(path: string, { maxBytes }: Settings): Promise<Pin> {
-  const reason = "pin-unreadable";
-  const limit = Math.min(maxBytes, constants.MAX_STRING_LENGTH);
-  const fileBytes = await readInputFile({ path, maxBytes: limit, links: "refuse" }, { name: "pin", reason });
-  // In Latin-1 every byte is one character, so the index of a match is an offset in the bytes.
-  const matches = [...fileBytes.toString("latin1").matchAll(/(?<!\w)[\da-f]{64}(?!\w)/gi)];
-  const match = matches[0];
-  if (match === undefined || matches.length > 1) {
-    const problem = `it contains ${matches.length} words of 64 hex digits`;
-    throw unverifiedFailure(reason, { message: `Cannot use the pin ${quote(path)}: ${problem}.` });
-  }
-  return { path, sha256: match[0].toLowerCase(), fileBytes, offset: match.index };
-}
-
-async function readLocalCanonical(path: string, { maxBytes }: Settings): Promise<Canonical> {
-  const naming = { name: "canonical file", reason: "file-not-found" } as const;
-  const bytes = await readInputFile({ path, maxBytes, links: "follow" }, naming);
-  if (isLfsPointer(bytes)) {
-    const message = `Cannot use the canonical file ${quote(path)}: it is a Git LFS pointer.`;
-    throw unverifiedFailure("bad-response", { message, remedy: "Fetch the file with git lfs pull." });
-  }
-  return { ...toFileContent(path, bytes), commit: null, isProven: true };
-}
-
-/** True if there is nothing at the path, not even a dangling link. */
-function isMissing(path: string): boolean {
-  try {
-    fs.lstatSync(path);
-    return false;
-  } catch (error) {
-    return errorCode(error) === "ENOENT";
-  }
-}
-
-/** Device and inode of a file, or undefined if it cannot be found. */
-function identityOfFile(path: string): string | undefined {
-  try {
-    const { dev, ino } = fs.statSync(path, { bigint: true });
-    return `${dev}:${ino}`;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Throws `usage` if two of the files are one file. A file compared with itself proves nothing. */
-function checkDifferentFiles({ copyPath, pinPath, canonicalFile }: Settings): void {
-  const paths = { copy: copyPath, pin: pinPath, "canonical file": canonicalFile };
-  const names = new Map<string, string>();
-  for (const [name, path] of Object.entries(paths)) {
-    const identity = path === undefined ? undefined : identityOfFile(path);
-    if (identity === undefined) {
-      continue;
-    }
-    const other = names.get(identity);
-    if (other !== undefined) {
-      throw usageFailure(`The ${other} and the ${name} are the same file.`, "Use a different file for each.");
-    }
-    names.set(identity, name);
-  }
+  const relation = pin.sha256 === copy.sha256 ? "matches the copy" : "does not match the copy";
+  return `${quote(pin.path)}: sha256 ${pin.sha256.slice(0, 12)}, ${relation}`;
 }
 
 // ------------------------------------------------------------------------------------------------
-// 5. Context: the case table
+// 6. The canonical file
 // ------------------------------------------------------------------------------------------------
 
-/** A row of the case table, for the event of this run. */
-export interface Context {
-  /** Empty if there is none. */
-  readonly event: string;
-  readonly case: 1 | 2 | 3 | 4;
-  /** Decides what a missing token means, and whether the job token may be used. */
-  readonly trusted: boolean;
-  /** Why it is this case. */
-  readonly why: string;
+/** The canonical file. Its path is the one in its repository. */
+export interface CanonicalFile extends FileContent {
+  /** Where it is from, for the log. */
+  readonly origin: string;
 }
 
-/** The payload of an event, or why it cannot be used. */
-export type Payload =
-  | { readonly kind: "read"; readonly value: unknown }
-  | { readonly kind: "unusable"; readonly why: string };
-
-/** Where a pull request comes from; unknown if the payload does not tell. */
-interface PullRequestSource {
-  readonly from: "same repository" | "fork" | "unknown";
-  readonly why: string;
+async function readCanonical(settings: Settings, print: Print): Promise<CanonicalFile> {
+  let canonical: CanonicalFile;
+  if (settings.localCanonical === "") {
+    checkServer(settings);
+    print(`token      AUTO_SYNC_TOKEN, sent to ${quote(settings.server)} only`);
+    canonical = await fetchCanonical(settings, print);
+  } else {
+    print("token      not sent: --canonical names a local file");
+    canonical = readLocalCanonical(settings);
+  }
+  print(`canonical  ${describeFile(canonical)}, ${canonical.origin}`);
+  return canonical;
 }
 
-/** True for what can be an id. Larger numbers are rounded, so two different ids could be equal. */
-function isPositiveInteger(value: unknown): value is number {
-  return Number.isSafeInteger(value) && Number(value) > 0;
+/** Throws a `usage` failure for a server that must not be sent a token. */
+function checkServer({ server, allowHttp, env }: Settings): void {
+  const remedy = "Set SYNC_CANONICAL_SERVER to the base URL of the server, such as https://git.example.com.";
+  if (server === "") {
+    throw usage("Neither SYNC_CANONICAL_SERVER nor GITHUB_SERVER_URL is set.", remedy);
+  }
+  const url = URL.canParse(server) ? new URL(server) : undefined;
+  if (url === undefined || !/^https?:$/.test(url.protocol) || /[?#@\s\\]/.test(server)) {
+    throw usage("The server is not a plain http: or https: URL.", remedy);
+  }
+  if (/(^|\.)github\.com\.?$/.test(url.hostname)) {
+    throw usage("GitHub's API is not the one of Gitea and Forgejo.", remedy);
+  }
+  if (url.protocol === "http:" && !isLoopback(url) && !allowHttp) {
+    throw usage("Plain http: would send the token unencrypted.", "Use https:, or set SYNC_ALLOW_HTTP=1.");
+  }
+  if (env.NODE_TLS_REJECT_UNAUTHORIZED === "0") {
+    const problem = "NODE_TLS_REJECT_UNAUTHORIZED=0 would send the token to anyone who intercepts the connection.";
+    throw usage(problem, "Set NODE_EXTRA_CA_CERTS instead.");
+  }
 }
 
-function isNonEmptyString(value: unknown): value is string {
-  return typeof value === "string" && value !== "";
-}
-
-function sameOrFork(isSame: boolean, why: string): PullRequestSource {
-  return { from: isSame ? "same repository" : "fork", why };
+function isLoopback({ hostname }: URL): boolean {
+  return /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
 }
 
 /**
- * Compares the repositories of a pull request. The flag `head.repo.fork` comes last: it says whether the head
- * is a fork of anything, so it is true for a base's own branches if the base is a fork (measured on Gitea
- * 1.22.6 and 1.25.4).
+ * Fetches the file in three steps, so that every 404 has one meaning, and by commit: for a ref that does not exist,
+ * Gitea 1.25 sends the file of the default branch.
  */
-function findPullRequestSource(payload: unknown): PullRequestSource {
-  const head = valueAt(payload, ["pull_request", "head", "repo"]);
-  const base = valueAt(payload, ["pull_request", "base", "repo"]);
-  if (valueAt(payload, ["pull_request", "head", "label"]) === "") {
-    return sameOrFork(false, "head.label is empty (pushed to refs/for/, AGit)");
-  }
-  if (head === null) {
-    return sameOrFork(false, "head.repo is null (the fork was deleted)");
-  }
-  const headId = valueAt(head, ["id"]);
-  const baseId = valueAt(base, ["id"]);
-  if (isPositiveInteger(headId) && isPositiveInteger(baseId)) {
-    return sameOrFork(headId === baseId, `head.repo.id is ${headId}, base.repo.id is ${baseId}`);
-  }
-  const headName = valueAt(head, ["full_name"]);
-  const baseName = valueAt(base, ["full_name"]);
-  if (isNonEmptyString(headName) && isNonEmptyString(baseName)) {
-    const isSame = headName.toLowerCase() === baseName.toLowerCase();
-    return sameOrFork(isSame, `head.repo is ${quote(headName)}, base.repo is ${quote(baseName)}`);
-  }
-  const flag = valueAt(head, ["fork"]);
-  if (typeof flag === "boolean") {
-    return sameOrFork(!flag, `head.repo.fork is ${flag}`);
-  }
-  return { from: "unknown", why: "the payload has no usable id, full_name or fork flag of head.repo" };
-}
-
-const NO_PAYLOAD = "there is no payload (GITHUB_EVENT_PATH is not set)";
-
-/**
- * The case table. If the payload does not tell, the run is trusted, so a missing token fails it. Only pull requests
- * need the payload.
- */
-export function classify(event: string, payload?: Payload): Context {
-  if (event === "push" || event === "schedule" || event === "workflow_dispatch") {
-    return { event, case: 1, trusted: true, why: "it runs in the repository itself" };
-  }
-  if (event === "") {
-    return { event, case: 4, trusted: true, why: "there is no event name" };
-  }
-  if (event !== "pull_request") {
-    return { event, case: 4, trusted: true, why: "the case table does not name this event" };
-  }
-  if (payload === undefined) {
-    return { event, case: 4, trusted: true, why: NO_PAYLOAD };
-  }
-  if (payload.kind === "unusable") {
-    return { event, case: 4, trusted: true, why: payload.why };
-  }
-  const { from, why } = findPullRequestSource(payload.value);
-  switch (from) {
-    case "same repository":
-      return { event, case: 2, trusted: true, why: `same repository: ${why}` };
-    case "fork":
-      return { event, case: 3, trusted: false, why: `fork: ${why}` };
-    case "unknown":
-      return { event, case: 4, trusted: true, why };
-  }
-}
-
-/** GitHub's limit for the payload of a webhook. */
-const MAX_PAYLOAD_BYTES = 26_214_400;
-
-async function readPayload(path: string, redact: Redact): Promise<Payload> {
-  try {
-    const bytes = await readRegularFile({ path, maxBytes: MAX_PAYLOAD_BYTES, links: "follow" });
-    const value = parseJson(bytes, redact);
-    if (isRecord(value)) {
-      return { kind: "read", value };
-    }
-    return { kind: "unusable", why: `the event file ${quote(path)} is not a JSON object` };
-  } catch (error) {
-    const why = `the event file ${quote(path)} cannot be read: ${describeFileError(error)}`;
-    return { kind: "unusable", why };
-  }
-}
-
-/** The context of a captured event: an object with `event_name` and `event`, or a payload and --event-name. */
-async function replayContext(path: string, settings: Settings, redact: Redact): Promise<Context> {
-  const { eventName, hasEventNameFlag } = settings;
-  const captured = await readPayload(path, redact);
-  const remedy = "Check the file. A payload alone needs --event-name.";
-  if (captured.kind === "unusable") {
-    throw usageFailure(`Cannot replay: ${captured.why}.`, remedy);
-  }
-  const event = valueAt(captured.value, ["event"]);
-  const capturedName = valueAt(captured.value, ["event_name"]);
-  if (event !== undefined && isNonEmptyString(capturedName)) {
-    const name = hasEventNameFlag ? eventName : capturedName;
-    return classify(name, { kind: "read", value: event });
-  }
-  if (eventName === "") {
-    throw usageFailure(`Cannot replay ${quote(path)}: it does not name its event.`, remedy);
-  }
-  return classify(eventName, captured);
-}
-
-async function readContext(settings: Settings, redact: Redact): Promise<Context> {
-  const { replayPath, eventName, eventPath } = settings;
-  if (replayPath !== undefined) {
-    return replayContext(replayPath, settings, redact);
-  }
-  if (eventName === "pull_request" && eventPath !== undefined) {
-    return classify(eventName, await readPayload(eventPath, redact));
-  }
-  return classify(eventName);
-}
-
-// ------------------------------------------------------------------------------------------------
-// 6. Gitea client
-// ------------------------------------------------------------------------------------------------
-
-/** What a status means if the server itself sent it. */
-type Meanings = Readonly<Record<number, Reason>>;
-
-/** A request to the API. */
-interface ApiRequest {
-  /** What the request is for, for messages: `get the commit of "main"`. */
-  readonly action: string;
-  /** Below `/api/v1`, percent-encoded. */
-  readonly path: string;
-  /** What other statuses mean for this request. */
-  readonly meanings?: Meanings;
-  readonly maxBytes?: number;
-  /** Only for requests that change something. */
-  readonly change?: { readonly method: "POST" | "PATCH"; readonly body: Readonly<Record<string, string>> };
-}
-
-const TOKEN_MEANINGS: Meanings = { 401: "token-rejected", 403: "token-scope" };
-const ANONYMOUS_MEANINGS: Meanings = { 401: "repo-not-visible", 403: "repo-not-visible" };
-
-/** A response, with secrets redacted from its headers. */
-interface ApiResponse {
-  readonly status: number;
-  readonly headers: Readonly<Record<string, string>>;
-  /** Empty if the body of an error could not be read whole. */
-  readonly body: Buffer;
-}
-
-/** A page of 50 issues has some 200 KB. The limit is for a server that never stops. */
-const MAX_JSON_BYTES = 8_388_608;
-const MAX_RETRIES = 3;
-/** How long a server may be silent, as a part of the deadline. It leaves time for other attempts. */
-const SILENCE_SHARE = 1 / 4;
-/** The pause before the first retry, as a part of the deadline: 0.5 s of 60 s, and up to twice that at random. */
-const PAUSE_SHARE = 1 / 120;
-/** Node tries each address of a name for 250 ms by default, which is not enough for a slow network. */
-const ADDRESS_OPTIONS = { autoSelectFamily: true, autoSelectFamilyAttemptTimeout: 2500 };
-
-/** Retry after the usual pause. */
-const RETRY_NOW: RetryHint = { afterMs: 0 };
-
-function toWords(text: string): ReadonlySet<string> {
-  return new Set(text.split(/\s+/));
-}
-
-/** Error codes of a connection, from Node and undici. Such errors may pass by themselves. */
-const NETWORK_CODES = toWords(
-  `EACCES EADDRNOTAVAIL EAFNOSUPPORT EAI_AGAIN EAI_FAIL ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH EINVAL ENETDOWN
-   ENETRESET ENETUNREACH ENOTFOUND EPERM EPIPE ETIMEDOUT UND_ERR_INFO UND_ERR_SOCKET`,
-);
-
-/**
- * Errors of a certificate (https://nodejs.org/api/tls.html, "X509 certificate error codes"), UNSPECIFIED, which Node
- * uses for the others, and EPROTO.
- */
-const TLS_CODES = toWords(
-  `CERT_CHAIN_TOO_LONG CERT_HAS_EXPIRED CERT_NOT_YET_VALID CERT_REJECTED CERT_REVOKED CERT_SIGNATURE_FAILURE
-   CERT_UNTRUSTED CRL_HAS_EXPIRED CRL_NOT_YET_VALID CRL_SIGNATURE_FAILURE DEPTH_ZERO_SELF_SIGNED_CERT EPROTO
-   ERROR_IN_CERT_NOT_AFTER_FIELD ERROR_IN_CERT_NOT_BEFORE_FIELD ERROR_IN_CRL_LAST_UPDATE_FIELD
-   ERROR_IN_CRL_NEXT_UPDATE_FIELD HOSTNAME_MISMATCH INVALID_CA INVALID_PURPOSE PATH_LENGTH_EXCEEDED
-   SELF_SIGNED_CERT_IN_CHAIN UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY UNABLE_TO_DECRYPT_CERT_SIGNATURE
-   UNABLE_TO_DECRYPT_CRL_SIGNATURE UNABLE_TO_GET_CRL UNABLE_TO_GET_ISSUER_CERT
-   UNABLE_TO_GET_ISSUER_CERT_LOCALLY UNABLE_TO_VERIFY_LEAF_SIGNATURE UNSPECIFIED`,
-);
-
-/** Errors of undici for a response that is not HTTP. For some statuses its parser fails an assertion. */
-const PROTOCOL_CODES = toWords("ERR_ASSERTION HTTPParserError UND_ERR_HEADERS_OVERFLOW");
-/** Messages of undici's SocketError for a response that it does not expect (lib/dispatcher/client-h1.js). */
-const PROTOCOL_TEXTS: readonly string[] = ["bad response", "bad upgrade"];
-/** Errors of undici for a response that ends too early. */
-const INCOMPLETE_CODES = toWords("HPE_INVALID_EOF_STATE UND_ERR_RES_CONTENT_LENGTH_MISMATCH");
-
-function isTlsError(code: string): boolean {
-  return TLS_CODES.has(code) || /^ERR_(SSL|TLS)_/.test(code);
-}
-
-function isProtocolError(code: string, text: string): boolean {
-  return PROTOCOL_CODES.has(code) || PROTOCOL_TEXTS.includes(text) || code.startsWith("HPE_");
-}
-
-/** What to do about an error of the connection. */
-function connectionRemedy(code: string, { url }: Server): string {
-  if (code === "CERT_HAS_EXPIRED" || code === "CERT_NOT_YET_VALID") {
-    return "Check the server's certificate and the runner's clock.";
-  }
-  if (isTlsError(code)) {
-    return "Check the server's certificate. For a CA of your own, set NODE_EXTRA_CA_CERTS.";
-  }
-  if (isLoopback(new URL(url))) {
-    return "Set SYNC_CANONICAL_SERVER: in a container, this address is the container itself.";
-  }
-  return REMEDIES.unreachable;
-}
-
-function describeProxy({ proxy }: Server): string {
-  return proxy === undefined ? "" : ` through the proxy ${quote(proxy.url.host)}`;
-}
-
-/** What the failure of a request depends on. */
-interface RequestState {
-  readonly action: string;
-  readonly server: Server;
-  /** True once the headers of the response have arrived. */
-  readonly isAnswered: boolean;
-  readonly redact: Redact;
-}
-
-/** An error of the network or of TLS. TLS errors are not retried. */
-function connectionFailure(error: unknown, { server, redact }: RequestState): Failure {
-  const code = errorCode(error);
-  const problem = `${isTlsError(code) ? "TLS error " : ""}${code}, ${quote(redact(errorText(error)))}`;
-  return unverifiedFailure("unreachable", {
-    message: `Cannot reach the server ${quote(server.url)}${describeProxy(server)}: ${problem}.`,
-    remedy: connectionRemedy(code, server),
-    retryHint: isTlsError(code) ? undefined : RETRY_NOW,
+async function fetchCanonical(settings: Settings, print: Print): Promise<CanonicalFile> {
+  const { repo, canonicalPath, ref } = settings;
+  const session: Session = { settings, print, deadline: performance.now() + settings.timeoutMs };
+  const repository = await getJson(session, {
+    action: `read the repository ${quote(repo)}`,
+    path: `/repos/${repo}`,
+    notFound: "repo-not-visible",
   });
-}
-
-/** An error of a request, as a failure. Unexpected exceptions are returned as they are. */
-function toFailureIfExpected(error: unknown, state: RequestState): unknown {
-  if (error instanceof Failure) {
-    return error;
+  if (repository.archived === true) {
+    throw unverified("repo-archived", `${quote(repo)} is archived: its file can no longer change.`);
   }
-  const { action, server, isAnswered, redact } = state;
-  const code = errorCode(error);
-  const text = redact(errorText(error));
-  const isProtocol = isProtocolError(code, text);
-  const isConnection = NETWORK_CODES.has(code) || isTlsError(code);
-  if (INCOMPLETE_CODES.has(code) || (isAnswered && (isProtocol || isConnection))) {
-    const message = `Cannot ${action}: the response is incomplete (${code}).`;
-    return unverifiedFailure("bad-response", { message, retryHint: RETRY_NOW });
-  }
-  if (isProtocol) {
-    const message = `Cannot ${action}${describeProxy(server)}: the response is not HTTP (${code}, ${quote(text)}).`;
-    return unverifiedFailure("bad-response", { message });
-  }
-  return isConnection ? connectionFailure(error, state) : error;
-}
-
-/** A proxy's refusal. A 4xx is final: a wrong password, sent again, could lock an account. */
-function proxyFailure(status: number, { url, setting }: Proxy): Failure {
-  return unverifiedFailure("unreachable", {
-    message: `Cannot reach the server: the proxy ${quote(url.host)} answered ${status}.`,
-    remedy:
-      status === 407 ? `Check the user name and password in ${setting}.` : `Check ${setting} and the proxy.`,
-    retryHint: status >= 500 ? RETRY_NOW : undefined,
+  const { sha } = await getJson(session, {
+    action: `read the commit of ${quote(ref)}`,
+    path: `/repos/${repo}/git/commits/${encodeURIComponent(ref)}?stat=false&verification=false&files=false`,
+    notFound: "ref-not-found",
   });
-}
-
-/** Opens a tunnel through a proxy (CONNECT, RFC 9110, 9.3.6). undici's ProxyAgent reconnects without end. */
-async function openTunnel(proxy: Proxy, target: buildConnector.Options): Promise<Socket> {
-  const authority = `${target.hostname}:${portOf(target)}`;
-  const headers: Record<string, string> = { host: authority };
-  if (proxy.login !== undefined) {
-    headers["proxy-authorization"] = `Basic ${Buffer.from(proxy.login).toString("base64")}`;
+  if (typeof sha !== "string" || !OBJECT_ID.test(sha)) {
+    throw unverified("bad-response", `Cannot read the commit of ${quote(ref)}: the answer has no commit id.`);
   }
-  const { request: send } = await (proxy.url.protocol === "https:"
-    ? import("node:https")
-    : import("node:http"));
-  const proxyHost = hostOf(proxy.url);
-  // By default Node would check the proxy's certificate against the Host header, which names the target.
-  const servername = isIP(proxyHost) === 0 ? proxyHost : "";
-  const options = {
-    method: "CONNECT",
-    path: authority,
-    headers,
-    servername,
-    agent: false,
-    ...ADDRESS_OPTIONS,
-  };
-  return new Promise((resolve, reject) => {
-    const request = send(proxy.url, options);
-    request.once("connect", (response, socket) => {
-      const { statusCode = 0 } = response;
-      if (statusCode >= 200 && statusCode <= 299) {
-        resolve(socket as Socket);
-      } else {
-        socket.destroy();
-        reject(proxyFailure(statusCode, proxy));
-      }
-    });
-    request.once("error", reject);
-    request.end();
+  const action = `read the file ${quote(canonicalPath)}`;
+  const encodedPath = canonicalPath.split("/").map(encodeURIComponent).join("/");
+  const response = await get(session, {
+    action,
+    path: `/repos/${repo}/raw/${encodedPath}?ref=${sha}`,
+    notFound: "file-not-found",
   });
-}
-
-/** Makes undici connect through a proxy. `connect` adds TLS to the tunnel. */
-function tunnelConnector(proxy: Proxy, connect: buildConnector.connector): buildConnector.connector {
-  return (options, callback) => {
-    const onTunnel = (httpSocket: Socket) => {
-      if (options.protocol === "https:") {
-        connect({ ...options, httpSocket }, callback);
-      } else {
-        callback(null, httpSocket);
-      }
-    };
-    openTunnel(proxy, options).then(onTunnel, (error: Error) => callback(error, null));
-  };
-}
-
-function isSuccess({ change }: ApiRequest, status: number): boolean {
-  return status === 200 || (status === 201 && change !== undefined);
-}
-
-/** Reads a body, and stops at the limit. */
-async function readBody(
-  body: AsyncIterable<Buffer>,
-  { maxBytes, action, onProgress }: { maxBytes: number; action: string; onProgress: () => void },
-): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let length = 0;
-  for await (const chunk of body) {
-    onProgress();
-    length += chunk.length;
-    if (length > maxBytes) {
-      throw unverifiedFailure("too-large", {
-        message: `Cannot ${action}: it has more than ${maxBytes} bytes.`,
-      });
-    }
-    chunks.push(chunk);
+  if (!matchesBlobId(response)) {
+    throw unverified("bad-response", `Cannot ${action}: the answer does not match the blob id in its ETag.`);
   }
-  return Buffer.concat(chunks);
-}
-
-/** `Retry-After` in milliseconds: seconds, or a date (RFC 9110, 10.2.3). 0 without one. */
-function retryAfterMs({ "retry-after": text = "", date = "" }: ApiResponse["headers"]): number {
-  if (/^\d+$/.test(text)) {
-    // Longer than any deadline, and still a number that can be printed.
-    return Math.min(Number(text), 1e9) * 1000;
+  if (isLfsPointer(response.body) || response.headers["x-gitea-object-type"] === "symlink") {
+    throw unverified("bad-response", `Cannot ${action}: it is a Git LFS pointer or a symbolic link.`);
   }
-  // Relative to the server's clock, because the runner's may differ.
-  const serverTime = Date.parse(date);
-  const now = Number.isNaN(serverTime) ? Date.now() : serverTime;
-  const waitMs = Date.parse(text) - now;
-  return Number.isNaN(waitMs) ? 0 : Math.max(0, waitMs);
-}
-
-/** The name that a server, or what is in front of it, gives itself. */
-function describeSender({ headers }: ApiResponse): string {
-  return headers.server === undefined ? "" : ` (Server: ${quote(headers.server)})`;
-}
-
-/** The title of an HTML page, or undefined. A title that is cut is none, because a secret could be cut too. */
-function titleOf(page: string): string | undefined {
-  return /<title>([^<]*)</i.exec(page)?.[1]?.trim();
-}
-
-/** What a response says: the message of Gitea's JSON, the title of a page, or the beginning of the text. */
-function describeResponse(response: ApiResponse, redact: Redact): string {
-  const { status, body } = response;
-  const message = valueAt(parseJson(body, redact), ["message"]);
-  if (typeof message === "string") {
-    return `the server answered ${status}, ${quote(message.replace(/\.$/, ""))}`;
-  }
-  const text = redact(body.toString()).trim();
-  const shown = titleOf(text) ?? text;
-  return `the answer is ${status}, ${shown === "" ? "without text" : quote(shown)}${describeSender(response)}`;
-}
-
-/** The path of a URL without percent-escapes. Empty if they are broken. */
-function decodePath(path: string): string {
-  try {
-    return decodeURIComponent(path);
-  } catch {
-    return "";
-  }
-}
-
-export interface ClientOptions {
-  readonly server: Server;
-  /** `owner/name` */
-  readonly repo: string;
-  /** Undefined if no token is sent. */
-  readonly token: string | undefined;
-  /** The deadline, as `performance.now()` counts, in milliseconds. */
-  readonly endsAt: number;
-  readonly tools: Tools;
-}
-
-/** Sends requests to the API of one server, about one repository, on one connection, until one deadline. */
-export class GiteaClient {
-  readonly repo: string;
-  readonly tools: Tools;
-  readonly #options: ClientOptions;
-  readonly #budgetMs: number;
-  #connection: Client | undefined;
-  #attempts = 0;
-
-  constructor(options: ClientOptions) {
-    this.repo = options.repo;
-    this.tools = options.tools;
-    this.#options = options;
-    this.#budgetMs = options.endsAt - performance.now();
-  }
-
-  /** How many requests were sent. */
-  get attempts(): number {
-    return this.#attempts;
-  }
-
-  close(): void {
-    void this.#connection?.destroy();
-    this.#connection = undefined;
-  }
-
-  #remainingMs(): number {
-    return this.#options.endsAt - performance.now();
-  }
-
-  #urlOf(request: ApiRequest): URL {
-    return new URL(`${this.#options.server.url}/api/v1${request.path}`);
-  }
-
-  /** The connection. It is opened with the first request, and opened again after a failure. */
-  async #connect(): Promise<Client> {
-    if (this.#connection === undefined) {
-      const undici = await import("undici");
-      // undici parses HTTP in WebAssembly. V8 would optimize it in the background, and Node waits for that
-      // when it exits: half of the time of a run.
-      setFlagsFromString("--liftoff-only");
-      const { url, proxy } = this.#options.server;
-      // undici's own timeouts are a second coarse, and none covers the whole request.
-      const connector = undici.buildConnector({ timeout: 0, ...ADDRESS_OPTIONS });
-      const connect = proxy === undefined ? connector : tunnelConnector(proxy, connector);
-      this.#connection = new undici.Client(new URL(url).origin, {
-        connect,
-        headersTimeout: 0,
-        bodyTimeout: 0,
-      });
-    }
-    return this.#connection;
-  }
-
-  /** Ends a connection with a failure when nothing arrives for a while, or when the deadline has passed. */
-  #watch(connection: Client, action: string): { onProgress: () => void; stop: () => void } {
-    const silenceMs = this.#budgetMs * SILENCE_SHARE;
-    const end = (problem: string, retryHint?: RetryHint) => {
-      const message = `Cannot ${action}: ${problem}.`;
-      void connection.destroy(unverifiedFailure("timeout", { message, retryHint }));
-    };
-    let timer: NodeJS.Timeout | undefined;
-    const stop = () => clearTimeout(timer);
-    const onProgress = () => {
-      stop();
-      const remainingMs = this.#remainingMs();
-      if (silenceMs < remainingMs) {
-        timer = setTimeout(end, silenceMs, `nothing arrived for ${formatSeconds(silenceMs)}`, RETRY_NOW);
-      } else {
-        timer = setTimeout(end, remainingMs, "the deadline has passed");
-      }
-    };
-    onProgress();
-    return { onProgress, stop };
-  }
-
-  #requestOptions(request: ApiRequest): Dispatcher.RequestOptions {
-    const { token } = this.#options;
-    const { action, change } = request;
-    const { pathname, search } = this.#urlOf(request);
-    return {
-      method: change?.method ?? "GET",
-      path: pathname + search,
-      headers: {
-        "accept-encoding": "identity",
-        "user-agent": `sync-providers/${VERSION}`,
-        ...(token === undefined ? {} : { authorization: `token ${token}` }),
-        ...(change === undefined ? {} : { "content-type": "application/json" }),
-      },
-      body: change === undefined ? null : this.tools.redact(JSON.stringify(change.body)),
-      // Other statuses below 200 are skipped (RFC 9110, 15.2). 100 and 101 would fail an assertion in undici.
-      onInfo: ({ statusCode }) => {
-        if (statusCode <= 101) {
-          throw unverifiedFailure("bad-response", {
-            message: `Cannot ${action}: the answer is ${statusCode}.`,
-          });
-        }
-      },
-    };
-  }
-
-  /** Sends a request once and reads the response. Throws a Failure, or an unexpected exception. */
-  async #exchange(request: ApiRequest, connection: Client, onProgress: () => void): Promise<ApiResponse> {
-    const { action, maxBytes = MAX_JSON_BYTES } = request;
-    const { redact } = this.tools;
-    const headers: Record<string, string> = {};
-    let status: number | undefined;
-    try {
-      this.#attempts += 1;
-      const response = await connection.request(this.#requestOptions(request));
-      status = response.statusCode;
-      onProgress();
-      for (const [name, value] of Object.entries(response.headers)) {
-        headers[name] = redact(Array.isArray(value) ? value.join(", ") : String(value));
-      }
-      // An error is read as text, and a text cannot be as long as a file.
-      const limit = isSuccess(request, status) ? maxBytes : Math.min(maxBytes, MAX_JSON_BYTES);
-      const body = await readBody(response.body, { maxBytes: limit, action, onProgress });
-      return { status, headers, body };
-    } catch (error) {
-      this.close();
-      const isAnswered = status !== undefined;
-      const failure = toFailureIfExpected(error, {
-        action,
-        server: this.#options.server,
-        isAnswered,
-        redact,
-      });
-      if (status !== undefined && !isSuccess(request, status) && failure instanceof Failure) {
-        // Without its body, the status of an error decides alone.
-        return { status, headers, body: Buffer.alloc(0) };
-      }
-      throw failure;
-    }
-  }
-
-  /** Redirects are never followed: the token must not go anywhere else. */
-  #redirectFailure({ action }: ApiRequest, location: string, from: URL): Failure {
-    const to = location !== "" && URL.canParse(location, from.href) ? new URL(location, from) : undefined;
-    if (to === undefined || !/^https?:$/.test(to.protocol)) {
-      return unverifiedFailure("redirected", {
-        message: `Cannot ${action}: the redirect has no usable Location.`,
-      });
-    }
-    // Redacted again, because a URL can spell a secret with percent-escapes, and its parser decodes host names.
-    const place = quote(this.tools.redact(`${to.origin}${decodePath(to.pathname)}`));
-    return unverifiedFailure("redirected", { message: `Cannot ${action}: it was redirected to ${place}.` });
-  }
-
-  /** Throws a Failure for every status except 200 (and 201 for a change): the table of answers. */
-  #checkStatus(request: ApiRequest, response: ApiResponse): void {
-    const { action, meanings } = request;
-    const { token } = this.#options;
-    const { redact } = this.tools;
-    const { status, headers, body } = response;
-    if (isSuccess(request, status)) {
-      return;
-    }
-    if ([301, 302, 303, 307, 308].includes(status)) {
-      throw this.#redirectFailure(request, headers.location ?? "", this.#urlOf(request));
-    }
-    const message = `Cannot ${action}: ${describeResponse(response, redact)}.`;
-    // Only Gitea's errors are JSON objects. Anything else comes from something in front of the server.
-    if ([401, 403, 404, 422].includes(status) && isRecord(parseJson(body, redact))) {
-      const general = token === undefined ? ANONYMOUS_MEANINGS : TOKEN_MEANINGS;
-      throw unverifiedFailure(meanings?.[status] ?? general[status] ?? "bad-response", { message });
-    }
-    if (status === 501 || status === 505) {
-      throw unverifiedFailure("server-error", { message });
-    }
-    if (status === 408 || status === 429 || (status >= 500 && status <= 599)) {
-      throw unverifiedFailure("server-error", { message, retryHint: { afterMs: retryAfterMs(headers) } });
-    }
-    // A proxy answers 404 while the server restarts.
-    throw unverifiedFailure("bad-response", { message, retryHint: status === 404 ? RETRY_NOW : undefined });
-  }
-
-  /** Waits before a retry. Throws if the deadline leaves no time for it. */
-  async #pauseBeforeRetry(retry: number, failure: Failure, { afterMs }: RetryHint): Promise<void> {
-    const pauseMs = this.#budgetMs * PAUSE_SHARE * 2 ** (retry - 1) * (1 + Math.random());
-    const waitMs = Math.max(afterMs, pauseMs);
-    if (waitMs < this.#remainingMs()) {
-      const progress = `${retry} of ${MAX_RETRIES} in ${formatSeconds(waitMs)}`;
-      this.tools.log("retry", `${progress}: ${failure.message}`);
-      await sleep(waitMs);
-      return;
-    }
-    if (afterMs === 0) {
-      throw failure;
-    }
-    const wait = `It asked to wait ${formatSeconds(afterMs)}, which is beyond the deadline.`;
-    throw unverifiedFailure("server-error", { message: `${failure.message} ${wait}` });
-  }
-
-  /** Sends a request once, within the time limits. Throws a Failure for every answer that is not a success. */
-  async #sendOnce(request: ApiRequest): Promise<ApiResponse> {
-    const connection = await this.#connect();
-    const { onProgress, stop } = this.#watch(connection, request.action);
-    try {
-      const response = await this.#exchange(request, connection, onProgress);
-      this.#checkStatus(request, response);
-      return response;
-    } finally {
-      stop();
-    }
-  }
-
-  /** Sends a request. Sends it again after a failure that may pass by itself. Throws a Failure. */
-  async send(request: ApiRequest): Promise<ApiResponse> {
-    // Nobody knows whether a change that got no answer was made, so it is never sent again.
-    const maxRetries = request.change === undefined ? MAX_RETRIES : 0;
-    for (let retry = 1; retry <= maxRetries; retry += 1) {
-      try {
-        return await this.#sendOnce(request);
-      } catch (error) {
-        if (!(error instanceof Failure) || error.retryHint === undefined) {
-          throw error;
-        }
-        await this.#pauseBeforeRetry(retry, error, error.retryHint);
-      }
-    }
-    return this.#sendOnce(request);
-  }
-
-  /** Sends a request and parses the JSON of its response. Throws a Failure if it is not of the given type. */
-  async sendForJson<T>(
-    request: ApiRequest,
-    { isExpected, expected }: { isExpected: (value: unknown) => value is T; expected: string },
-  ): Promise<{ value: T; headers: ApiResponse["headers"] }> {
-    const response = await this.send(request);
-    const { redact } = this.tools;
-    const value = parseJson(response.body, redact);
-    if (isExpected(value)) {
-      return { value, headers: response.headers };
-    }
-    const problem = `${describeResponse(response, redact)}, which is not ${expected}`;
-    throw unverifiedFailure("bad-response", { message: `Cannot ${request.action}: ${problem}.` });
-  }
-}
-
-/** What most responses of the API are. */
-const JSON_OBJECT = { isExpected: isRecord, expected: "a JSON object" };
-const JSON_LIST = { isExpected: isList, expected: "a JSON list" };
-
-// ------------------------------------------------------------------------------------------------
-// 7. Canonical file: three requests
-// ------------------------------------------------------------------------------------------------
-
-async function checkRepository(client: GiteaClient): Promise<void> {
-  const request = {
-    action: `get the repository ${quote(client.repo)}`,
-    path: `/repos/${client.repo}`,
-    meanings: { 404: "repo-not-visible" },
-  } as const;
-  const { value } = await client.sendForJson(request, JSON_OBJECT);
-  if (value.archived === true) {
-    const message = `The repository ${quote(client.repo)} is archived, so its file can no longer change.`;
-    throw unverifiedFailure("repo-archived", { message });
-  }
+  const origin = `from ${quote(repo)} at ${quote(ref)}, commit ${sha}`;
+  return { ...toFileContent(canonicalPath, response.body), origin };
 }
 
 /** An object id of Git: a sha1 or a sha256 in hex. */
-const OBJECT_ID = /^([\da-f]{40}|[\da-f]{64})$/i;
-
-/** The commit of a ref. The file is requested by commit: for an unknown ref Gitea 1.25.4 sends another file. */
-async function getCommit(client: GiteaClient, ref: string): Promise<string> {
-  const action = `get the commit of ${quote(ref)}`;
-  const query = "?stat=false&verification=false&files=false";
-  const path = `/repos/${client.repo}/git/commits/${encodeURIComponent(ref)}${query}`;
-  // 422 means that Git allows no such name.
-  const meanings = { 404: "ref-not-found", 422: "ref-not-found" } as const;
-  const { value } = await client.sendForJson({ action, path, meanings }, JSON_OBJECT);
-  const { sha } = value;
-  if (typeof sha === "string" && OBJECT_ID.test(sha)) {
-    return sha.toLowerCase();
-  }
-  throw unverifiedFailure("bad-response", { message: `Cannot ${action}: the response has no commit id.` });
-}
-
-/** The blob id in the ETag of a response, in lower case. Other ETags say nothing about the bytes. */
-function blobIdOf({ headers }: ApiResponse): string | undefined {
-  const text = /^(?:W\/)?"([\da-f]+)"$/i.exec(headers.etag ?? "")?.[1] ?? "";
-  return OBJECT_ID.test(text) ? text.toLowerCase() : undefined;
-}
-
-/** True if the bytes have the blob id: the hash of `blob <length>\0` and the bytes (gitformat-object). */
-function hasBlobId(bytes: Buffer, id: string): boolean {
-  const hash = createHash(id.length === 40 ? "sha1" : "sha256");
-  return hash.update(`blob ${bytes.length}\0`).update(bytes).digest("hex") === id;
-}
-
-/** What is wrong with a response that should be the bytes of the canonical file, or undefined. */
-function canonicalFault(response: ApiResponse, copy: Input<FileContent>): string | undefined {
-  const { headers, body } = response;
-  const type = headers["content-type"] ?? "";
-  const encodings = [headers["content-encoding"] ?? "identity", headers["transfer-encoding"] ?? "chunked"];
-  const object = headers["x-gitea-object-type"] ?? "file";
-  if (/html|json/i.test(type)) {
-    return `its type is ${quote(type)}`;
-  }
-  if (!encodings.every((encoding) => /^(identity|chunked)$/i.test(encoding))) {
-    return `it is encoded (${quote(encodings.join(", "))})`;
-  }
-  if (object !== "file") {
-    return `it is a ${quote(object)}`;
-  }
-  if (isLfsPointer(body)) {
-    return "it is a Git LFS pointer";
-  }
-  const blobId = blobIdOf(response);
-  if (blobId !== undefined) {
-    return hasBlobId(body, blobId) ? undefined : `its bytes do not have the blob id ${shortHash(blobId)}`;
-  }
-  // Any page could be this answer. It counts only if it is the copy.
-  const isCopy = copy.kind === "read" && body.length > 0 && body.equals(copy.value.bytes);
-  return isCopy ? undefined : "no blob id (ETag) proves that it is the file";
-}
-
-async function getFile(
-  client: GiteaClient,
-  { settings, commit, copy }: { settings: Settings; commit: string; copy: Input<FileContent> },
-): Promise<Canonical> {
-  const { path, maxBytes } = settings;
-  const action = `get the file ${quote(path)}`;
-  const encodedPath = path.split("/").map(encodeURIComponent).join("/");
-  const response = await client.send({
-    action,
-    path: `/repos/${client.repo}/raw/${encodedPath}?ref=${commit}`,
-    meanings: { 404: "file-not-found" },
-    maxBytes,
-  });
-  const fault = canonicalFault(response, copy);
-  if (fault !== undefined) {
-    // Only a page's title is quoted: the rest could be lines of the canonical file, which is private.
-    const beginning = response.body.subarray(0, MAX_JSON_BYTES).toString();
-    const title = titleOf(client.tools.redact(beginning));
-    const page = title === undefined ? "" : `, ${quote(title)}`;
-    const problem = `the answer is 200${page}${describeSender(response)}, but ${fault}`;
-    throw unverifiedFailure("bad-response", { message: `Cannot ${action}: ${problem}.` });
-  }
-  return { ...toFileContent(path, response.body), commit, isProven: blobIdOf(response) !== undefined };
-}
-
-// ------------------------------------------------------------------------------------------------
-// 8. Evidence
-// ------------------------------------------------------------------------------------------------
-
-/** Which token a run uses. */
-export type TokenSource = "anonymous" | "secret" | "job" | "malformed" | "missing";
-
-/** True if the canonical repository is on the server that runs the job. The job's token goes nowhere else. */
-function isOnJobServer({ canonicalServer, jobServer }: Settings): boolean {
-  if (canonicalServer === undefined || jobServer.kind === "unusable") {
-    return false;
-  }
-  return new URL(canonicalServer.url).href === new URL(jobServer.server.url).href;
-}
-
-/** Chooses the token source of a run. */
-export function chooseTokenSource(settings: Settings, { trusted }: Context): TokenSource {
-  const { anonymous, secret, jobToken } = settings;
-  if (anonymous) {
-    return "anonymous";
-  }
-  if (secret.kind !== "missing") {
-    return secret.kind === "usable" ? "secret" : "malformed";
-  }
-  if (!trusted || jobToken.kind === "missing" || !isOnJobServer(settings)) {
-    return "missing";
-  }
-  return jobToken.kind === "usable" ? "job" : "malformed";
-}
-
-/** The token to send; undefined if none is sent. */
-function tokenOf(source: TokenSource, { secret, jobToken }: Settings): string | undefined {
-  if (source === "secret" && secret.kind === "usable") {
-    return secret.value;
-  }
-  return source === "job" && jobToken.kind === "usable" ? jobToken.value : undefined;
-}
-
-/** False if a local file replaces the fetch. A replay shows what a runner would do, and that needs a token. */
-function needsToken({ canonicalFile, replayPath }: Settings): boolean {
-  return canonicalFile === undefined || replayPath !== undefined;
-}
-
-function hasNeededToken(settings: Settings, source: TokenSource): boolean {
-  return !needsToken(settings) || (source !== "missing" && source !== "malformed");
-}
-
-/** Why the job token is not used although it is set. */
-function describeUnusedJobToken({ jobToken, jobServer }: Settings, { trusted }: Context): string {
-  if (jobToken.kind === "missing") {
-    return "";
-  }
-  if (!trusted) {
-    return "; SYNC_JOB_TOKEN is not used in a run that is not trusted";
-  }
-  const why = jobServer.kind === "usable" ? "SYNC_CANONICAL_SERVER is not GITHUB_SERVER_URL" : jobServer.why;
-  return `; SYNC_JOB_TOKEN is not used, because ${why}`;
-}
-
-function describeTokenSource(source: TokenSource, settings: Settings, context: Context): string {
-  const { canonicalFile, canonicalServer } = settings;
-  if (!needsToken(settings)) {
-    return `${source}: none is needed, because the canonical file is local`;
-  }
-  const receiver = canonicalFile === undefined ? `for ${quote(canonicalServer?.url ?? "")} only` : "not sent";
-  switch (source) {
-    case "anonymous":
-      return "anonymous: the canonical repository is public, so no token is sent";
-    case "secret":
-      return `secret: AUTO_SYNC_TOKEN, ${receiver}`;
-    case "job":
-      return `job: SYNC_JOB_TOKEN, because AUTO_SYNC_TOKEN is not set, ${receiver}`;
-    case "malformed":
-      return "malformed: it cannot be a token, so it is not sent";
-    case "missing":
-      return `missing: AUTO_SYNC_TOKEN is not set${describeUnusedJobToken(settings, context)}`;
-  }
-}
-
-/** Everything the verdict depends on. */
-export interface Evidence {
-  readonly context: Context;
-  readonly tokenSource: TokenSource;
-  readonly copy: Input<FileContent>;
-  readonly pin: Input<Pin>;
-  readonly canonical: Input<Canonical>;
-  /** How many requests were sent. */
-  readonly attempts: number;
-}
-
-function plural(count: number, noun: string): string {
-  return count === 1 ? `1 ${noun}` : `${count} ${noun}s`;
-}
-
-function describeFile({ path, bytes, sha256 }: FileContent): string {
-  return `${quote(path)}: ${plural(bytes.length, "byte")}, sha256 ${shortHash(sha256)}`;
-}
-
-function describeCanonical(canonical: Canonical, { repo, ref }: Settings): string {
-  const { commit } = canonical;
-  const origin = commit === null ? "local" : `from ${quote(repo)} at ${quote(ref)}, commit ${commit}`;
-  return `${describeFile(canonical)}, ${origin}`;
-}
-
-function describePin({ path, sha256 }: Pin): string {
-  return `${quote(path)}: sha256 ${shortHash(sha256)}`;
-}
-
-async function gatherCopy(settings: Settings): Promise<Input<FileContent>> {
-  if (settings.write && isMissing(settings.copyPath)) {
-    return { kind: "not needed", why: `${quote(settings.copyPath)} does not exist yet` };
-  }
-  return toInput(readCopy(settings));
-}
-
-async function gatherPin(settings: Settings): Promise<Input<Pin>> {
-  if (settings.pinPath === undefined) {
-    return { kind: "not needed", why: "not checked, because SYNC_PIN_PATH is not set" };
-  }
-  return toInput(readPin(settings.pinPath, settings));
-}
-
-/** What is needed to get the canonical file. */
-interface FetchOptions {
-  readonly settings: Settings;
-  readonly tokenSource: TokenSource;
-  readonly copy: Input<FileContent>;
-  readonly tools: Tools;
-}
-
-interface FetchResult {
-  readonly canonical: Input<Canonical>;
-  readonly attempts: number;
-}
-
-/** Fetches the canonical file. First the repository, then the commit, so that every 404 has one meaning. */
-async function fetchCanonical(
-  server: Server,
-  { settings, tokenSource, copy, tools }: FetchOptions,
-): Promise<FetchResult> {
-  const { repo, ref, timeoutMs } = settings;
-  const token = tokenOf(tokenSource, settings);
-  const client = new GiteaClient({ server, repo, token, endsAt: tools.startedAt + timeoutMs, tools });
-  const fetchFile = async () => {
-    await checkRepository(client);
-    const commit = await getCommit(client, ref);
-    return getFile(client, { settings, commit, copy });
-  };
-  try {
-    return { canonical: await toInput(fetchFile()), attempts: client.attempts };
-  } finally {
-    client.close();
-  }
-}
-
-async function gatherCanonical(options: FetchOptions): Promise<FetchResult> {
-  const { settings, tokenSource, copy } = options;
-  const { canonicalFile, canonicalServer } = settings;
-  if (copy.kind === "failed") {
-    return {
-      canonical: { kind: "not needed", why: "not read, because the copy cannot be read" },
-      attempts: 0,
-    };
-  }
-  const isAllowed = hasNeededToken(settings, tokenSource);
-  if (canonicalFile !== undefined && isAllowed) {
-    return { canonical: await toInput(readLocalCanonical(canonicalFile, settings)), attempts: 0 };
-  }
-  if (canonicalServer === undefined || !isAllowed) {
-    return {
-      canonical: { kind: "not needed", why: "not read, because there is no usable token" },
-      attempts: 0,
-    };
-  }
-  return fetchCanonical(canonicalServer, options);
-}
-
-/** The server's refusal of the job token, or undefined. A wrong name of the repository looks the same. */
-function findJobTokenRefusal(source: TokenSource, canonical: Input<Canonical>): Failure | undefined {
-  if (source !== "job" || canonical.kind !== "failed") {
-    return undefined;
-  }
-  const reason = reasonOf(canonical.failure.verdict);
-  const isRefused = reason === "token-rejected" || reason === "token-scope" || reason === "repo-not-visible";
-  return isRefused ? canonical.failure : undefined;
-}
-
-interface LoggedInput<T> {
-  readonly input: Input<T>;
-  readonly describe: (value: T) => string;
-}
-
-/** Logs an input. A failure is not logged here, because it is part of the verdict. */
-function logInput<T>(tools: Tools, label: string, { input, describe }: LoggedInput<T>): void {
-  if (input.kind === "read") {
-    tools.log(label, describe(input.value));
-  } else if (input.kind === "not needed") {
-    tools.log(label, input.why);
-  }
-}
-
-/** Reads the copy, the pin and the canonical file, and logs a line for each. */
-async function gatherEvidence(settings: Settings, context: Context, tools: Tools): Promise<Evidence> {
-  const tokenSource = chooseTokenSource(settings, context);
-  tools.log("token", describeTokenSource(tokenSource, settings, context));
-  const copy = await gatherCopy(settings);
-  logInput(tools, "copy", { input: copy, describe: describeFile });
-  const pin = await gatherPin(settings);
-  logInput(tools, "pin", { input: pin, describe: describePin });
-  const { canonical, attempts } = await gatherCanonical({ settings, tokenSource, copy, tools });
-  logInput(tools, "canonical", {
-    input: canonical,
-    describe: (value) => describeCanonical(value, settings),
-  });
-  const refusal = findJobTokenRefusal(tokenSource, canonical);
-  if (refusal !== undefined) {
-    const doubt = `It cannot read ${quote(settings.repo)}, or the repository has another name.`;
-    tools.log("token", `SYNC_JOB_TOKEN was refused: ${refusal.message} ${doubt}`);
-  }
-  return { context, tokenSource, copy, pin, canonical, attempts };
-}
-
-// ------------------------------------------------------------------------------------------------
-// 9. Verdicts
-// ------------------------------------------------------------------------------------------------
-
-const NEWLINE = 0x0a;
-const CARRIAGE_RETURN = 0x0d;
-
-function countNewlines(bytes: Buffer): number {
-  let count = 0;
-  let index = bytes.indexOf(NEWLINE);
-  while (index !== -1) {
-    count += 1;
-    index = bytes.indexOf(NEWLINE, index + 1);
-  }
-  return count;
-}
-
-function commonPrefixLength(a: Buffer, b: Buffer): number {
-  const end = Math.min(a.length, b.length);
-  let length = 0;
-  while (length < end && a[length] === b[length]) {
-    length += 1;
-  }
-  return length;
-}
-
-/** The number of the first line that differs, from 1. */
-export function findFirstDifferingLine(a: Buffer, b: Buffer): number {
-  return 1 + countNewlines(a.subarray(0, commonPrefixLength(a, b)));
-}
-
-/** The length of the line ending (CRLF, CR or LF) at an index, in bytes; 0 if there is none. */
-function lineEndingLength(bytes: Buffer, index: number): number {
-  if (bytes[index] === CARRIAGE_RETURN) {
-    return bytes[index + 1] === NEWLINE ? 2 : 1;
-  }
-  return bytes[index] === NEWLINE ? 1 : 0;
-}
-
-/** True if two different files have the same lines. Works on bytes, because strings are limited to 512 MiB. */
-export function differOnlyInLineEndings(a: Buffer, b: Buffer): boolean {
-  let indexA = 0;
-  let indexB = 0;
-  while (indexA < a.length && indexB < b.length) {
-    const endingA = lineEndingLength(a, indexA);
-    const endingB = lineEndingLength(b, indexB);
-    const isSame = endingA === 0 ? a[indexA] === b[indexB] : endingB > 0;
-    if (!isSame) {
-      return false;
-    }
-    indexA += Math.max(endingA, 1);
-    indexB += Math.max(endingB, 1);
-  }
-  return indexA === a.length && indexB === b.length && !a.equals(b);
-}
-
-function tokenMissing(message: string, { repo }: Settings): Verdict {
-  const name = repo.split("/")[1];
-  return { status: "token-missing", message, remedy: `Provision AUTO_SYNC_TOKEN (read scope on ${name}).` };
-}
-
-/** The verdict on the token, if it is missing, malformed or, as the job token, refused. */
-function judgeToken(evidence: Evidence, settings: Settings): Verdict | undefined {
-  const { context, tokenSource, canonical } = evidence;
-  const event = context.event === "" ? "no event" : `event ${quote(context.event)}`;
-  const unset = `AUTO_SYNC_TOKEN is not set (${event})`;
-  const refusal = findJobTokenRefusal(tokenSource, canonical);
-  if (refusal !== undefined) {
-    const problem = `the job token cannot read ${quote(settings.repo)}, or the repository has another name`;
-    return tokenMissing(`${unset}, and ${problem}.`, settings);
-  }
-  if (hasNeededToken(settings, tokenSource)) {
-    return undefined;
-  }
-  if (tokenSource === "malformed") {
-    const name = settings.secret.kind === "malformed" ? "AUTO_SYNC_TOKEN" : "SYNC_JOB_TOKEN";
-    const { min, max } = TOKEN_LENGTH;
-    const problem = `it must be ${min} to ${max} printable ASCII characters, without spaces or surrounding quotes`;
-    return unverifiedFailure("token-malformed", { message: `Cannot use ${name}: ${problem}.` }).verdict;
-  }
-  if (settings.write) {
-    return tokenMissing(`${unset}, so nothing was written.`, settings);
-  }
-  if (context.trusted) {
-    const run = context.event === "pull_request" ? "pull request" : "run";
-    const why = context.case === 4 ? ` The ${run} counts as trusted, because ${context.why}.` : "";
-    return tokenMissing(`${unset}, so nothing was compared.${why}`, settings);
-  }
-  return undefined;
-}
-
-/** The verdicts on what could not be read: inputs that failed, and the token. */
-function judgeObstacles(evidence: Evidence, settings: Settings): Verdict[] {
-  const { copy, pin, canonical, tokenSource } = evidence;
-  // A refusal of the job token is reported as a missing token.
-  const refusal = findJobTokenRefusal(tokenSource, canonical);
-  const verdicts: Verdict[] = [];
-  for (const input of [copy, pin, canonical]) {
-    if (input.kind === "failed" && input.failure !== refusal) {
-      verdicts.push(input.failure.verdict);
-    }
-  }
-  const onToken = judgeToken(evidence, settings);
-  if (onToken !== undefined) {
-    verdicts.push(onToken);
-  }
-  return verdicts;
-}
-
-function findPinMatches(pin: Pin, copy: FileContent, canonical: FileContent): PinMatches {
-  if (pin.sha256 === copy.sha256) {
-    return "copy";
-  }
-  return pin.sha256 === canonical.sha256 ? "canonical" : "neither";
-}
-
-const PIN_SENTENCES: Readonly<Record<PinMatches, string>> = {
-  copy: "The pin matches the copy: either the canonical file changed, or copy and pin were edited together.",
-  canonical: "The pin matches the canonical file: the copy was edited by hand.",
-  neither: "The pin matches neither: the canonical file changed and the copy was edited, or the pin is old.",
-};
-
-function judgeDrift(copy: FileContent, canonical: Canonical, pin: Input<Pin>): Verdict {
-  const firstDifferingLine = findFirstDifferingLine(copy.bytes, canonical.bytes);
-  const pinMatches = pin.kind === "read" ? findPinMatches(pin.value, copy, canonical) : null;
-  const drift = { status: "drift", firstDifferingLine, pinMatches } as const;
-  if (differOnlyInLineEndings(copy.bytes, canonical.bytes)) {
-    const message = `The copy ${quote(copy.path)} differs from the canonical file only in line endings.`;
-    const line = `${quoteForGitAttributes(copy.path)} -text`;
-    const remedy = `Add this line to .gitattributes, then re-sync: ${truncate(escapeMessage(line), QUOTE_LIMIT)}`;
-    return { ...drift, message, remedy };
-  }
-  const problem = `The copy ${quote(copy.path)} differs from the canonical file at line ${firstDifferingLine}.`;
-  const message = pinMatches === null ? problem : `${problem} ${PIN_SENTENCES[pinMatches]}`;
-  const remedy = "Re-sync the copy; to keep an edit, change the canonical file first.";
-  return { ...drift, message, remedy };
-}
-
-function judgePin(pin: Pin, copy: FileContent, canonical: Input<Canonical>): Verdict {
-  const cause =
-    canonical.kind === "read"
-      ? "The copy is the canonical file, so the pin was not updated."
-      : "The copy was edited by hand, or re-synced without updating the pin.";
-  const sums = `${quote(pin.path)} says ${shortHash(pin.sha256)}, but the copy is ${shortHash(copy.sha256)}`;
-  return { status: "pin-mismatch", message: `The pin is wrong: ${sums}. ${cause}`, remedy: "Re-sync." };
-}
-
-/** The verdict on a difference between copy, canonical file and pin. A drift says which side the pin matches. */
-function judgeDifference({ copy, pin, canonical }: Evidence): Verdict | undefined {
-  if (copy.kind !== "read") {
-    return undefined;
-  }
-  if (canonical.kind === "read" && !copy.value.bytes.equals(canonical.value.bytes)) {
-    return judgeDrift(copy.value, canonical.value, pin);
-  }
-  if (pin.kind === "read" && pin.value.sha256 !== copy.value.sha256) {
-    return judgePin(pin.value, copy.value, canonical);
-  }
-  return undefined;
-}
-
-/** The verdict of a run in which nothing is wrong. Undefined if it may not pass. */
-function judgePassed({ copy, pin, canonical, context, tokenSource }: Evidence): Verdict | undefined {
-  const pinned = pin.kind === "read" ? " The pin agrees." : "";
-  if (copy.kind === "read" && canonical.kind === "read") {
-    const message = `The copy is the canonical file, byte for byte.${pinned}`;
-    return { status: "in-sync", message, remedy: "" };
-  }
-  if (copy.kind === "read" && !context.trusted && tokenSource === "missing") {
-    const message = `A pull request from a fork gets no secrets, so nothing was compared.${pinned}`;
-    return { status: "skipped", message, remedy: "No action needed: the push after the merge is compared." };
-  }
-  return undefined;
-}
-
-/** Everything that applies, the verdict first. */
-export function judge(evidence: Evidence, settings: Settings): Verdicts {
-  const verdicts = judgeObstacles(evidence, settings);
-  const difference = judgeDifference(evidence);
-  if (difference !== undefined) {
-    verdicts.push(difference);
-  }
-  const passed = verdicts.length === 0 ? judgePassed(evidence) : undefined;
-  return toVerdicts(passed === undefined ? verdicts : [passed]);
-}
-
-// ------------------------------------------------------------------------------------------------
-// 10. Differences: the diff, and the summary by name
-// ------------------------------------------------------------------------------------------------
-
-/** The printed part of a diff. Line length in characters. */
-const DIFF_LIMIT = { lines: 200, bytes: 65_536, lineLength: 1000 };
-/** The smallest diff is searched for within these limits: the work grows with the square of the edits. */
-const SEARCH_LIMIT = { bytes: 2_097_152, edits: 1000 };
-
-/** The two sides of a drift. */
-interface Sides {
-  readonly copy: FileContent;
-  readonly canonical: FileContent;
-}
-
-/** UTF-8 text without NUL, or undefined. */
-function decodeText(bytes: Buffer): string | undefined {
-  return isUtf8(bytes) && !bytes.includes(0) ? bytes.toString() : undefined;
-}
-
-const BYTE_ORDER_MARK = "\ufeff";
-
-/** A sentence if only line endings, the byte-order mark or the final newline differ; undefined otherwise. */
-function describeFormatDifference(a: string, b: string): string | undefined {
-  const withNewlines = (text: string) => text.replace(/\r\n?/g, "\n");
-  const withoutMark = (text: string) => (text.startsWith(BYTE_ORDER_MARK) ? text.slice(1) : text);
-  const withoutEnd = (text: string) => withoutMark(text).replace(/(\r\n|\r|\n)$/, "");
-  if (withNewlines(withoutEnd(a)) !== withNewlines(withoutEnd(b))) {
-    return undefined;
-  }
-  if (withNewlines(a) === withNewlines(b)) {
-    return "The two files differ only in line endings.";
-  }
-  const parts: string[] = [];
-  if (withoutEnd(a) !== withoutEnd(b)) {
-    parts.push("line endings");
-  }
-  if (a.startsWith(BYTE_ORDER_MARK) !== b.startsWith(BYTE_ORDER_MARK)) {
-    parts.push("byte-order mark");
-  }
-  if (withoutMark(a).slice(withoutEnd(a).length) !== withoutMark(b).slice(withoutEnd(b).length)) {
-    parts.push("final newline");
-  }
-  return `The two files differ only in: ${parts.join(", ")}.`;
-}
-
-/** Escapes the lines of a diff and cuts them to the limits. Says how many lines are left out. */
-function limitDiff(lines: readonly string[]): string[] {
-  const limited: string[] = [];
-  let bytes = 0;
-  // Room for the line that counts the others.
-  for (const line of lines.slice(0, DIFF_LIMIT.lines - 1)) {
-    const beginning = line.slice(0, DIFF_LIMIT.lineLength + 1);
-    const escaped = truncate(escapeLine(beginning), DIFF_LIMIT.lineLength);
-    bytes += Buffer.byteLength(escaped) + 1;
-    if (bytes > DIFF_LIMIT.bytes - 100) {
-      break;
-    }
-    limited.push(escaped);
-  }
-  if (limited.length < lines.length) {
-    limited.push(`\\ ${plural(lines.length - limited.length, "more line")}`);
-  }
-  return limited;
-}
-
-/** A unified diff from the copy to the canonical file: what a re-sync changes. A sentence if there is none. */
-export async function diffSides({ copy, canonical }: Sides, redact: Redact): Promise<string[]> {
-  const copyText = decodeText(copy.bytes);
-  const canonicalText = decodeText(canonical.bytes);
-  if (copyText === undefined || canonicalText === undefined) {
-    return ["There is no diff, because a file is not UTF-8 text."];
-  }
-  const sentence = describeFormatDifference(copyText, canonicalText);
-  if (sentence !== undefined) {
-    return [sentence];
-  }
-  const line = findFirstDifferingLine(copy.bytes, canonical.bytes);
-  const noDiff = `There is no small diff. The first line that differs is line ${line}.`;
-  if (Math.max(copy.bytes.length, canonical.bytes.length) > SEARCH_LIMIT.bytes) {
-    return [noDiff];
-  }
-  const { formatPatch, OMIT_HEADERS, structuredPatch } = await import("diff");
-  const options = { context: 3, maxEditLength: SEARCH_LIMIT.edits };
-  const patch = structuredPatch("", "", redact(copyText), redact(canonicalText), "", "", options);
-  if (patch === undefined) {
-    return [noDiff];
-  }
-  if (patch.hunks.length === 0) {
-    return ["The two files differ only in a secret."];
-  }
-  const hunks = formatPatch(patch, OMIT_HEADERS).replace(/\n$/, "").split("\n");
-  return limitDiff([`--- copy ${quote(copy.path)}`, `+++ canonical ${quote(canonical.path)}`, ...hunks]);
-}
-
-/** What differs in one section of the file, by the names of its entries. */
-export interface SectionSummary {
-  readonly missing: string[];
-  readonly extra: string[];
-  /** The keys that differ, by the name of their entry. */
-  readonly changed: Readonly<Record<string, string[]>>;
-}
-
-/** What differs by name. */
-export interface Summary {
-  readonly providers: SectionSummary;
-  readonly runtimes: SectionSummary;
-}
+const OBJECT_ID = /^([\da-f]{40}|[\da-f]{64})$/;
 
 /**
- * A larger or more deeply nested file has no summary. The YAML library would take too long, and deep nesting can
- * abort the process, which no `catch` prevents.
+ * True if the answer is the whole file: Gitea sends its blob id as the ETag, the hash of `blob <length>\0` and the
+ * bytes (gitformat-object). This detects what was cut off, rewritten or replaced by a page on the way.
  */
-const SUMMARY_LIMIT = { bytes: 98_304, aliases: 100 };
-const DEEP_NESTING = /(?:[[{]\s*){50}|(?:[-?:] +){50}|^ {500}/m;
-/** How many names are printed of each list, and how many characters of a line. */
-const PRINT_LIMIT = { names: 20, lineLength: 2000 };
+function matchesBlobId({ headers, body }: ApiResponse): boolean {
+  const id = String(headers.etag).replace(/^W\//, "").replaceAll('"', "");
+  if (!OBJECT_ID.test(id)) {
+    return false;
+  }
+  const hash = createHash(id.length === 40 ? "sha1" : "sha256");
+  return hash.update(`blob ${body.length}\0`).update(body).digest("hex") === id;
+}
 
-type Entries = ReadonlyMap<string, unknown>;
+function readLocalCanonical({ localCanonical: path, copyPath }: Settings): CanonicalFile {
+  const realPath = fs.existsSync(path) ? fs.realpathSync(path) : path;
+  if (fs.existsSync(copyPath) && fs.realpathSync(copyPath) === realPath) {
+    throw usage("The copy and the canonical file are the same file.", "Compare two files.");
+  }
+  const bytes = readRegularFile(realPath, "canonical file", "file-not-found");
+  return { ...toFileContent(path, bytes), origin: "a local file" };
+}
 
-async function parseYaml(bytes: Buffer): Promise<Record<string, unknown>> {
-  const text = bytes.toString();
-  if (bytes.length > SUMMARY_LIMIT.bytes || DEEP_NESTING.test(text)) {
-    throw new Error("a file is too large or too deeply nested");
+// ------------------------------------------------------------------------------------------------
+// 7. Requests
+// ------------------------------------------------------------------------------------------------
+
+/** What the requests of a run share. */
+interface Session {
+  readonly settings: Settings;
+  readonly print: Print;
+  /** When to give up, on the clock of `performance.now()`. */
+  readonly deadline: number;
+}
+
+/** A GET request to the API. */
+interface ApiRequest {
+  /** For messages: `read the commit of "main"`. */
+  readonly action: string;
+  /** Below `/api/v1`, percent-encoded. */
+  readonly path: string;
+  /** What a 404 of the server means. */
+  readonly notFound: Reason;
+}
+
+interface ApiResponse {
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>;
+  readonly body: Buffer;
+}
+
+const MAX_ATTEMPTS = 4;
+/** How much of the time one attempt may take: 20 s of 60 s. A broken name server alone can take 15 s. */
+const ATTEMPT_SHARE = 1 / 3;
+/** The pause before the second attempt: 2 s of 60 s. It doubles with every attempt. */
+const PAUSE_SHARE = 1 / 30;
+
+/** Sends a request for a JSON object. Throws a Failure. */
+async function getJson(session: Session, request: ApiRequest): Promise<Record<string, unknown>> {
+  const response = await get(session, request);
+  const json = parseJson(response.body);
+  if (!isRecord(json)) {
+    const message = `Cannot ${request.action}: the answer is ${describeAnswer(response)}, not a JSON object.`;
+    throw unverified("bad-response", message);
+  }
+  return json;
+}
+
+/** Sends a request, and sends it again after a failure that may pass by itself. Throws a Failure. */
+async function get(session: Session, request: ApiRequest, attempt = 1): Promise<ApiResponse> {
+  const { settings, print, deadline } = session;
+  try {
+    return await getOnce(session, request);
+  } catch (error) {
+    if (!(error instanceof Failure) || error.retryAfterMs === undefined || attempt === MAX_ATTEMPTS) {
+      throw error;
+    }
+    const pauseMs = settings.timeoutMs * PAUSE_SHARE * 2 ** (attempt - 1);
+    const waitMs = Math.max(error.retryAfterMs, pauseMs);
+    if (performance.now() + waitMs >= deadline) {
+      throw error;
+    }
+    print(`retry      in ${(waitMs / 1000).toFixed(1)} s: ${error.message}`);
+    await sleep(waitMs);
+    return get(session, request, attempt + 1);
+  }
+}
+
+/** Sends a request once, on a connection of its own, and gives up when the time of an attempt is over. */
+async function getOnce({ settings, deadline }: Session, request: ApiRequest): Promise<ApiResponse> {
+  const limitMs = Math.min(deadline - performance.now(), settings.timeoutMs * ATTEMPT_SHARE);
+  const message = `Cannot ${request.action}: no complete answer in ${(limitMs / 1000).toFixed(1)} s.`;
+  // A package that is not installed is no fault of the network, so this is not done in exchange().
+  const undici = await import("undici");
+  const dispatcher = createDispatcher(undici, settings);
+  const timer = new AbortController();
+  try {
+    const response = await Promise.race([
+      exchange(undici, dispatcher, settings, request),
+      failAfter(limitMs, transient("timeout", message), timer.signal),
+    ]);
+    checkStatus(request, response);
+    return response;
+  } finally {
+    timer.abort();
+    // Closes the connection at once, without waiting for an answer.
+    void dispatcher.destroy();
+  }
+}
+
+/** undici's own timeouts cover neither the connection through a proxy nor the whole response. */
+async function failAfter(ms: number, failure: Failure, signal: AbortSignal): Promise<never> {
+  await sleep(ms, undefined, { signal });
+  throw failure;
+}
+
+type Undici = typeof import("undici");
+
+/** Connections that use the proxy of the environment, if there is one. */
+function createDispatcher(undici: Undici, { server, env }: Settings): Dispatcher {
+  const { name, url } = findProxy(new URL(server), env);
+  try {
+    return new undici.EnvHttpProxyAgent({
+      httpProxy: url,
+      httpsProxy: url,
+      noProxy: env.no_proxy || env.NO_PROXY || "",
+      // As with curl, only https: goes through a tunnel.
+      proxyTunnel: false,
+      maxResponseSize: MAX_FILE_BYTES,
+      // By default Node tries each address of a name for 250 ms, which is not enough for a slow network.
+      connect: { timeout: 0, autoSelectFamilyAttemptTimeout: 2500 },
+      // By default undici 7 connects again and again if a proxy hangs up.
+      factory: (origin, options: Client.Options) => {
+        const client = new undici.Client(origin, options);
+        return client.on("connectionError", (_origin, _targets, error) => void client.destroy(error));
+      },
+    });
+  } catch (error) {
+    // The message does not repeat the URL, which may contain a password.
+    throw usage(`Cannot use the proxy in ${name}: ${errorText(error)}.`, "Set it to http://host:port.");
+  }
+}
+
+/** The proxy for a server, and the variable that names it. The URL is empty if there is none. */
+function findProxy(server: URL, env: Env): { name: string; url: string } {
+  const scheme = server.protocol === "https:" ? "https" : "http";
+  const names = [`${scheme}_proxy`, `${scheme.toUpperCase()}_PROXY`, "all_proxy", "ALL_PROXY"];
+  const name = names.find((variable) => env[variable]?.trim()) ?? "";
+  const text = env[name]?.trim() ?? "";
+  // Plain http: is allowed to the loopback because it does not leave this machine.
+  if (text === "" || isLoopback(server)) {
+    return { name, url: "" };
+  }
+  return { name, url: text.includes("://") ? text : `http://${text}` };
+}
+
+/** Sends a request, and reads the whole response. Throws a Failure if there is none. */
+async function exchange(
+  undici: Undici,
+  dispatcher: Dispatcher,
+  { server, token }: Settings,
+  { action, path }: ApiRequest,
+): Promise<ApiResponse> {
+  try {
+    const response = await undici.request(`${server.replace(/\/+$/, "")}/api/v1${path}`, {
+      dispatcher,
+      headers: {
+        "accept-encoding": "identity",
+        authorization: `token ${token}`,
+        // Cloudflare may block the agents of libraries, and Anubis challenges those of browsers.
+        "user-agent": "sync-providers",
+      },
+    });
+    const body = Buffer.from(await response.body.arrayBuffer());
+    return { status: response.statusCode, headers: response.headers, body };
+  } catch (error) {
+    throw connectionFailure(error, action, server);
+  }
+}
+
+/** An error of the network, of TLS, or of an answer that is not HTTP. */
+function connectionFailure(error: unknown, action: string, server: string): Failure {
+  const code = errorCode(error);
+  const text = errorText(error);
+  if (code === "UND_ERR_RES_EXCEEDED_MAX_SIZE") {
+    return unverified("too-large", `Cannot ${action}: the answer has more than ${MAX_FILE_BYTES} bytes.`);
+  }
+  const message = `Cannot ${action} at ${quote(server)}: ${code}, ${quote(text)}.`;
+  if (/CERT|SSL|TLS|VERIFY|ALTNAME/.test(code)) {
+    const remedy =
+      "Check the certificate and the runner's clock. Node ignores the system's CA store: set NODE_EXTRA_CA_CERTS.";
+    return unverified("unreachable", message, remedy);
+  }
+  // A proxy's 4xx is final: a wrong password, sent again, could lock an account.
+  const isFinal = /^Proxy .*\(4\d\d\)/.test(text);
+  return isFinal ? unverified("unreachable", message) : transient("unreachable", message);
+}
+
+/** Throws a Failure for every status except 200. */
+function checkStatus({ action, notFound }: ApiRequest, response: ApiResponse): void {
+  const { status, headers, body } = response;
+  if (status === 200) {
+    return;
+  }
+  if (status >= 300 && status <= 399 && typeof headers.location === "string") {
+    // Never followed: the token must not go anywhere else.
+    throw unverified("redirected", `Cannot ${action}: it was redirected to ${quote(headers.location)}.`);
+  }
+  const message = `Cannot ${action}: the answer is ${describeAnswer(response)}.`;
+  const meanings: Readonly<Record<number, Reason>> = {
+    401: "token-rejected",
+    403: "token-scope",
+    404: notFound,
+    422: notFound,
+  };
+  const reason = meanings[status];
+  // Gitea's errors are JSON objects. Others are from something in front of it.
+  if (reason !== undefined && isRecord(parseJson(body))) {
+    throw unverified(reason, message);
+  }
+  if (status >= 500 || status === 408 || status === 429) {
+    throw transient("server-error", message, 1000 * (Number(headers["retry-after"]) || 0));
+  }
+  // A proxy answers 404 while the server restarts.
+  throw status === 404 ? transient("bad-response", message) : unverified("bad-response", message);
+}
+
+/** What an answer says: the message of an error, the title of a page, or else the first line. */
+function describeAnswer({ status, headers, body }: ApiResponse): string {
+  const text = body.toString().trim();
+  const message = valueAt(parseJson(body), "message");
+  const title = /<title>([^<]*)</i.exec(text)?.[1]?.trim();
+  const said = typeof message === "string" ? message : (title ?? text.replace(/\n.*/s, ""));
+  const sender = headers.server === undefined ? "" : ` (Server: ${quote(String(headers.server))})`;
+  return `${status}, ${quote(said)}${sender}`;
+}
+
+/** Undefined if it is not JSON. */
+function parseJson(body: Buffer): unknown {
+  try {
+    return JSON.parse(body.toString());
+  } catch {
+    return undefined;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------
+// 8. Comparison
+// ------------------------------------------------------------------------------------------------
+
+/** Compares the copy with the canonical file, byte for byte, and then with the pin. */
+export function compare(copy: FileContent, pin: Pin | undefined, canonical: FileContent): Verdict {
+  if (!copy.bytes.equals(canonical.bytes)) {
+    return drift(copy, pin, canonical);
+  }
+  if (pin !== undefined && pin.sha256 !== copy.sha256) {
+    return pinMismatch(pin, "The copy matches the canonical file; only the pin is stale.");
+  }
+  const pinned = pin === undefined ? "" : " The pin agrees.";
+  const message = `The copy matches the canonical file byte for byte.${pinned}`;
+  return { status: "in-sync", message, remedy: "" };
+}
+
+function drift(copy: FileContent, pin: Pin | undefined, canonical: FileContent): Verdict {
+  const problem = `The copy ${quote(copy.path)} differs from the canonical file`;
+  if (withoutCarriageReturns(copy.bytes) === withoutCarriageReturns(canonical.bytes)) {
+    const line = quote(`${copy.path} -text`);
+    const remedy = `Disable Git's line-ending conversion (${line} in .gitattributes), then re-sync.`;
+    return { status: "drift", message: `${problem} only in line endings.`, remedy };
+  }
+  const message = `${problem}. ${describeSide(copy, pin, canonical)}`.trim();
+  const remedy = "Re-sync the copy; to keep an edit, change the canonical file first.";
+  return { status: "drift", message, remedy };
+}
+
+/** What the pin says about a drift: it was the sha256 of both files at the last re-sync. */
+function describeSide(copy: FileContent, pin: Pin | undefined, canonical: FileContent): string {
+  switch (pin?.sha256) {
+    case undefined:
+      return "";
+    case copy.sha256:
+      return "The pin matches the copy: either the canonical file changed, or copy and pin were edited together.";
+    case canonical.sha256:
+      return "The pin matches the canonical file: the copy was edited by hand.";
+    default:
+      return "The pin matches neither: both changed, or the pin is stale.";
+  }
+}
+
+function withoutCarriageReturns(bytes: Buffer): string {
+  return bytes.toString("latin1").replaceAll("\r", "");
+}
+
+function pinMismatch(pin: Pin, cause: string): Verdict {
+  const message = `The pin ${quote(pin.path)} is not the sha256 of the copy. ${cause}`;
+  return { status: "pin-mismatch", message, remedy: "Re-sync." };
+}
+
+function tokenMissing(context: Context, { repo }: Settings): Verdict {
+  const because = context.case === 4 ? ` The run counts as trusted, because ${context.why}.` : "";
+  const event = describeEvent(context.event);
+  return {
+    status: "token-missing",
+    message: `AUTO_SYNC_TOKEN is not set (${event}), so nothing was compared.${because}`,
+    remedy: `Provision AUTO_SYNC_TOKEN (read scope on ${repo.split("/")[1]}).`,
+  };
+}
+
+/** The verdict on a pull request from a fork without a token. The pin needs none. */
+function skip(copy: FileContent, pin: Pin | undefined): Verdict {
+  if (pin !== undefined && pin.sha256 !== copy.sha256) {
+    return pinMismatch(pin, "The copy was edited by hand, or re-synced without the pin.");
+  }
+  return {
+    status: "skipped",
+    message: "A pull request from a fork gets no secrets, so nothing was compared.",
+    remedy: "No action needed: the push after the merge is compared.",
+  };
+}
+
+// ------------------------------------------------------------------------------------------------
+// 9. What a drift prints
+// ------------------------------------------------------------------------------------------------
+
+const MAX_DIFF_LINES = 200;
+/** The search for a small diff stops after this. */
+const DIFF_TIMEOUT_MS = 2000;
+/** The YAML library takes seconds for larger files. */
+const MAX_YAML_BYTES = 131_072;
+
+/** Prints what differs. What cannot be explained costs a line of the log, not the verdict. */
+async function explainDrift(copy: FileContent, canonical: FileContent, print: Print): Promise<void> {
+  for (const [label, explain] of [
+    ["summary", summarize],
+    ["diff", unifiedDiff],
+  ] as const) {
+    try {
+      for (const line of await explain(copy, canonical)) {
+        print(line);
+      }
+    } catch (error) {
+      print(`${label.padEnd(10)} none: ${errorText(error)}`);
+    }
+  }
+}
+
+/** The names of the entries that differ. Throws if a file is not YAML, or too large. */
+async function summarize(copy: FileContent, canonical: FileContent): Promise<string[]> {
+  const ours = await readEntries(copy);
+  const theirs = await readEntries(canonical);
+  const names = new Set([...ours.keys(), ...theirs.keys()]);
+  const different = [...names].filter((name) => ours.get(name) !== theirs.get(name));
+  // Comments and the order of entries are no entries.
+  return different.length === 0 ? [] : [`summary    different entries: ${different.join(", ")}`];
+}
+
+/** The entries of a YAML file as JSON, by section and name: `providers.anthropic`. */
+async function readEntries({ bytes }: FileContent): Promise<ReadonlyMap<string, string>> {
+  if (bytes.length > MAX_YAML_BYTES) {
+    throw new Error("a file is too large");
   }
   const { parse } = await import("yaml");
-  const document: unknown = parse(text, {
-    // As numbers, two large integers could become equal by rounding.
-    intAsBigInt: true,
-    logLevel: "error",
-    prettyErrors: false,
-    maxAliasCount: SUMMARY_LIMIT.aliases,
-    // Without this the work grows with the square of the number of keys.
-    uniqueKeys: false,
-    // Without these two, sets and mappings as keys take minutes to compare or to turn into text.
-    stringKeys: true,
-    resolveKnownTags: false,
-  });
+  // Without uniqueKeys: false, the work grows with the square of the number of keys.
+  const document: unknown = parse(bytes.toString(), { logLevel: "error", uniqueKeys: false });
   if (!isRecord(document)) {
     throw new Error("a file is not a YAML mapping");
   }
-  return document;
-}
-
-/** The runtimes, by name. */
-function runtimesOf({ runtimes = {} }: Record<string, unknown>): Entries {
-  if (!isRecord(runtimes)) {
-    throw new Error("the runtimes are not a mapping");
-  }
-  return new Map(Object.entries(runtimes));
-}
-
-/** The providers, by name. */
-function providersOf({ providers = [] }: Record<string, unknown>): Entries {
-  if (!isList(providers)) {
-    throw new Error("the providers are not a list");
-  }
-  const entries = new Map<string, unknown>();
-  for (const provider of providers) {
-    const name = valueAt(provider, ["name"]);
-    if (!isNonEmptyString(name) || entries.has(name)) {
-      throw new Error("a provider's name is missing or used twice");
+  const entries = new Map<string, string>();
+  for (const [section, content] of Object.entries(document)) {
+    if (typeof content !== "object" || content === null) {
+      entries.set(section, JSON.stringify(content));
+      continue;
     }
-    entries.set(name, provider);
+    for (const [key, entry] of Object.entries(content)) {
+      entries.set(`${section}.${valueAt(entry, "name") ?? key}`, JSON.stringify(entry));
+    }
   }
   return entries;
 }
 
-function differingKeys(a: unknown, b: unknown): string[] {
-  if (!isRecord(a) || !isRecord(b)) {
-    return [];
+/** A unified diff from the copy to the canonical file: what a re-sync changes. Throws if there is none. */
+async function unifiedDiff(copy: FileContent, canonical: FileContent): Promise<string[]> {
+  if (!isUtf8(copy.bytes) || !isUtf8(canonical.bytes)) {
+    throw new Error("a file is not UTF-8 text");
   }
-  const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])].sort();
-  return keys.filter((key) => !isDeepStrictEqual(valueAt(a, [key]), valueAt(b, [key])));
+  const { createTwoFilesPatch, FILE_HEADERS_ONLY } = await import("diff");
+  const patch = createTwoFilesPatch(
+    `copy ${copy.path}`,
+    `canonical ${canonical.path}`,
+    copy.bytes.toString(),
+    canonical.bytes.toString(),
+    undefined,
+    undefined,
+    { context: 3, timeout: DIFF_TIMEOUT_MS, headerOptions: FILE_HEADERS_ONLY },
+  );
+  if (patch === undefined) {
+    throw new Error("the files differ too much");
+  }
+  const lines = patch.replace(/\n$/, "").split("\n");
+  const omitted = lines.length - MAX_DIFF_LINES;
+  return omitted > 0 ? [...lines.slice(0, MAX_DIFF_LINES), `${omitted} more lines omitted`] : lines;
 }
 
-function summarizeSection(copy: Entries, canonical: Entries, redact: Redact): SectionSummary {
-  const missing: string[] = [];
-  const changed: [string, string[]][] = [];
-  for (const [name, entry] of canonical) {
-    if (!copy.has(name)) {
-      missing.push(redact(name));
-    } else if (!isDeepStrictEqual(entry, copy.get(name))) {
-      changed.push([redact(name), differingKeys(entry, copy.get(name)).map(redact)]);
-    }
-  }
-  const extra = [...copy.keys()].filter((name) => !canonical.has(name)).map(redact);
-  return { missing: missing.sort(), extra: extra.sort(), changed: Object.fromEntries(changed.sort()) };
-}
-
-/**
- * Summarizes the differences by the names of providers and runtimes. Throws if the files are too large, too
- * deeply nested, not YAML, or have no such names.
- */
-export async function summarize({ copy, canonical }: Sides, redact: Redact): Promise<Summary> {
-  const ofCopy = await parseYaml(copy.bytes);
-  const ofCanonical = await parseYaml(canonical.bytes);
-  return {
-    providers: summarizeSection(providersOf(ofCopy), providersOf(ofCanonical), redact),
-    runtimes: summarizeSection(runtimesOf(ofCopy), runtimesOf(ofCanonical), redact),
+/** Prints how to re-sync: a command that repeats the settings of this run that are not the defaults. */
+function printResyncCommand(settings: Settings, print: Print): void {
+  const { server, repo, canonicalPath, ref, copyPath, pinPath, allowHttp, timeoutMs, localCanonical } = settings;
+  const variables = {
+    SYNC_CANONICAL_SERVER: server,
+    SYNC_CANONICAL_REPO: repo,
+    SYNC_CANONICAL_PATH: canonicalPath,
+    SYNC_CANONICAL_REF: ref,
+    SYNC_COPY_PATH: copyPath,
+    SYNC_PIN_PATH: pinPath,
+    SYNC_ALLOW_HTTP: allowHttp ? "1" : "",
+    SYNC_TIMEOUT_SECONDS: String(timeoutMs / 1000),
   };
-}
-
-function formatNames(names: readonly string[]): string {
-  const rest = names.length - PRINT_LIMIT.names;
-  const shown = names.slice(0, PRINT_LIMIT.names).join(", ");
-  return rest > 0 ? `${shown} and ${rest} more` : shown;
-}
-
-/** One line about a section, or none if nothing differs. */
-function formatSection(section: string, { missing, extra, changed }: SectionSummary): string[] {
-  const parts: string[] = [];
-  if (missing.length > 0) {
-    parts.push(`missing in the copy: ${formatNames(missing.map(quote))}`);
-  }
-  if (extra.length > 0) {
-    parts.push(`only in the copy: ${formatNames(extra.map(quote))}`);
-  }
-  const changes: string[] = [];
-  for (const [name, keys] of Object.entries(changed)) {
-    changes.push(keys.length > 0 ? `${quote(name)} (${formatNames(keys.map(quote))})` : quote(name));
-  }
-  if (changes.length > 0) {
-    parts.push(`changed: ${formatNames(changes)}`);
-  }
-  return parts.length > 0 ? [truncate(`${section}: ${parts.join("; ")}`, PRINT_LIMIT.lineLength)] : [];
-}
-
-function formatSummary({ providers, runtimes }: Summary): string[] {
-  const lines = [...formatSection("providers", providers), ...formatSection("runtimes", runtimes)];
-  return lines.length > 0 ? lines : ["no provider or runtime differs"];
-}
-
-/** What explains a drift to a person. */
-interface Explanation {
-  readonly summary: Summary | null;
-  readonly summaryLines: readonly string[];
-  readonly diffLines: readonly string[];
-}
-
-const NO_EXPLANATION: Explanation = { summary: null, summaryLines: [], diffLines: [] };
-
-/** Explains a drift. If there can be no diff or summary, a line says why, and the verdict stays. */
-async function explainDrift(sides: Sides, redact: Redact): Promise<Explanation> {
-  let summary: Summary | null = null;
-  let summaryLines: string[];
-  let diffLines: string[];
-  try {
-    summary = await summarize(sides, redact);
-    summaryLines = formatSummary(summary);
-  } catch (error) {
-    summaryLines = [`none: ${quote(redact(errorText(error)))}`];
-  }
-  try {
-    diffLines = await diffSides(sides, redact);
-  } catch (error) {
-    diffLines = [`There is no diff: ${quote(redact(errorText(error)))}.`];
-  }
-  return { summary, summaryLines, diffLines };
-}
-
-/** Explains the verdict of a run, if it is a drift. */
-async function explainVerdict(
-  verdict: Verdict,
-  evidence: Evidence | null,
-  redact: Redact,
-): Promise<Explanation> {
-  if (verdict.status !== "drift" || evidence?.copy.kind !== "read" || evidence.canonical.kind !== "read") {
-    return NO_EXPLANATION;
-  }
-  return explainDrift({ copy: evidence.copy.value, canonical: evidence.canonical.value }, redact);
-}
-
-// ------------------------------------------------------------------------------------------------
-// 11. Re-sync
-// ------------------------------------------------------------------------------------------------
-
-/** Errors of a file system that does not support an operation (CIFS, vfat, FUSE), or does not permit it. */
-const UNSUPPORTED_CODES = toWords("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EPERM");
-
-function ifSupported(operation: () => void): void {
-  try {
-    operation();
-  } catch (error) {
-    if (!UNSUPPORTED_CODES.has(errorCode(error))) {
-      throw error;
+  const defaults: Readonly<Record<string, string>> = DEFAULTS;
+  const words: string[] = [];
+  for (const [name, value] of Object.entries(variables)) {
+    if (value !== (defaults[name] ?? "")) {
+      words.push(`${name}=${quoteForShell(value)}`);
     }
   }
-}
-
-/** Creates a folder and its parents. `mkdirSync(path, { recursive: true })` never returns below /proc/sys. */
-function createFolder(path: string): void {
-  if (!fs.existsSync(path)) {
-    createFolder(dirname(path));
-    fs.mkdirSync(path);
-  }
-}
-
-/** Writes a temporary file with the owner and mode of the file that it will replace. */
-function writeTemporary(temporary: string, path: string, bytes: Buffer): void {
-  const old = fs.lstatSync(path, { throwIfNoEntry: false });
-  const file = fs.openSync(temporary, "wx", old?.mode ?? 0o666);
-  try {
-    fs.writeFileSync(file, bytes);
-    if (old !== undefined) {
-      // First the owner: changing it resets bits of the mode.
-      ifSupported(() => fs.fchownSync(file, old.uid, old.gid));
-      ifSupported(() => fs.fchmodSync(file, old.mode & 0o7777));
-    }
-    ifSupported(() => fs.fsyncSync(file));
-  } finally {
-    fs.closeSync(file);
-  }
-}
-
-/** Removes a temporary file after a failure. If that fails too, the returned sentence says so. */
-function removeTemporary(path: string): string {
-  try {
-    fs.rmSync(path, { force: true });
-    return "";
-  } catch {
-    return ` The temporary file ${quote(path)} is left behind.`;
-  }
-}
-
-/** A file to be replaced. */
-interface Change {
-  readonly path: string;
-  readonly bytes: Buffer;
-}
-
-/** Writes all new content beside the files, then renames each over its file. Returns what failed. */
-function replaceFiles(changes: readonly Change[]): Failure | undefined {
-  const staged: { path: string; temporary: string }[] = [];
-  let current = "";
-  let done = "No file was changed.";
-  try {
-    for (const { path, bytes } of changes) {
-      current = path;
-      const temporary = join(dirname(path), `.sync-${randomUUID()}.tmp`);
-      createFolder(dirname(path));
-      staged.push({ path, temporary });
-      writeTemporary(temporary, path, bytes);
-    }
-    for (const { path, temporary } of staged) {
-      current = path;
-      fs.renameSync(temporary, path);
-      done = `${quote(path)} was already written.`;
-    }
-  } catch (error) {
-    const leftovers = staged.map(({ temporary }) => removeTemporary(temporary)).join("");
-    const message = `Cannot write ${quote(current)}: ${describeFileError(error)}. ${done}${leftovers}`;
-    return unverifiedFailure("write-failed", { message });
-  }
-  return undefined;
-}
-
-function replacePin({ fileBytes, offset }: Pin, sha256: string): Buffer {
-  const before = fileBytes.subarray(0, offset);
-  const after = fileBytes.subarray(offset + sha256.length);
-  return Buffer.concat([before, Buffer.from(sha256), after]);
-}
-
-/** The files that a re-sync must change. The copy comes first, so the next run detects an interruption. */
-function changesOf({ copy, pin }: Evidence, canonical: Canonical, { copyPath }: Settings): Change[] {
-  const changes: Change[] = [];
-  if (copy.kind !== "read" || copy.value.sha256 !== canonical.sha256) {
-    changes.push({ path: copyPath, bytes: canonical.bytes });
-  }
-  if (pin.kind === "read" && pin.value.sha256 !== canonical.sha256) {
-    changes.push({ path: pin.value.path, bytes: replacePin(pin.value, canonical.sha256) });
-  }
-  return changes;
-}
-
-/** What a check or a re-sync found. */
-interface Checked {
-  /** After a re-sync, the evidence of what was written. */
-  readonly evidence: Evidence;
-  readonly verdicts: Verdicts;
-}
-
-/** Writes the canonical file over the copy, and its sha256 into the pin, unless something could not be read. */
-function resync(evidence: Evidence, settings: Settings): Checked {
-  const { pin, canonical } = evidence;
-  const obstacles = judgeObstacles(evidence, settings);
-  if (obstacles.length > 0 || canonical.kind !== "read") {
-    return { evidence, verdicts: toVerdicts(obstacles) };
-  }
-  const changes = changesOf(evidence, canonical.value, settings);
-  if (changes.length === 0) {
-    const message = "The copy is the canonical file: nothing was written.";
-    return { evidence, verdicts: [{ status: "in-sync", message, remedy: "" }] };
-  }
-  if (!canonical.value.isProven) {
-    const message = "Cannot write the canonical file: no blob id (ETag) proves that it is whole.";
-    return { evidence, verdicts: [unverifiedFailure("bad-response", { message }).verdict] };
-  }
-  const failure = replaceFiles(changes);
-  if (failure !== undefined) {
-    return { evidence, verdicts: [failure.verdict] };
-  }
-  const message = `Wrote ${changes.map(({ path }) => quote(path)).join(" and ")}.`;
-  const remedy =
-    "Regenerate what is built from the copy (in molecule-core: go generate ./...), then commit everything together.";
-  const { bytes, sha256 } = canonical.value;
-  const newCopy = { kind: "read", value: { path: settings.copyPath, bytes, sha256 } } as const;
-  const newPin = pin.kind === "read" ? { ...pin, value: { ...pin.value, sha256 } } : pin;
-  return {
-    evidence: { ...evidence, copy: newCopy, pin: newPin },
-    verdicts: [{ status: "in-sync", message, remedy }],
-  };
-}
-
-// ------------------------------------------------------------------------------------------------
-// 12. Report: log, annotation, JSON, outputs, step summary
-// ------------------------------------------------------------------------------------------------
-
-/** What is known at the end of a run. Null is what a failed run did not reach. */
-interface Result {
-  readonly settings: Settings | null;
-  readonly evidence: Evidence | null;
-  readonly verdicts: Verdicts;
-  readonly explanation: Explanation;
-}
-
-/** `status (reason): message` */
-function formatFinding(status: Status, reason: Reason | null, message: string): string {
-  return reason === null ? `${status}: ${message}` : `${status} (${reason}): ${message}`;
-}
-
-/** `status (reason): what was found. What to do.` */
-function formatVerdict(verdict: Verdict): string {
-  const text = `${verdict.message} ${verdict.remedy}`.trim();
-  return escapeMessage(formatFinding(verdict.status, reasonOf(verdict), text));
-}
-
-/** The last line of the log: an annotation, or a plain line if the run passed. */
-function formatAnnotation({ verdicts, settings }: Result): string {
-  const verdict = verdicts[0];
-  const { annotation } = STATUSES[verdict.status];
-  if (annotation === "none") {
-    return formatVerdict(verdict);
-  }
-  const path = escapeProperty(escapeMessage(settings?.copyPath ?? ""));
-  const place = verdict.status === "drift" ? ` file=${path},line=${verdict.firstDifferingLine}` : "";
-  return `::${annotation}${place}::${escapeData(formatVerdict(verdict))}`;
-}
-
-/** The command that re-syncs, or null if a re-sync does not fix the verdict. */
-function resyncCommandFor({ verdicts, settings }: Result): string | null {
-  const { status } = verdicts[0];
-  const isFixed = status === "drift" || status === "pin-mismatch";
-  return isFixed && settings !== null ? escapeLine(settings.resyncCommand) : null;
-}
-
-/** Where the canonical file is. */
-function locationOfCanonical({ evidence, settings }: Result) {
-  if (settings === null || settings.canonicalFile !== undefined) {
-    return { server: null, repo: null, ref: null, commit: null, path: settings?.canonicalFile ?? null };
-  }
-  const { canonicalServer, repo, ref, path } = settings;
-  const input = evidence?.canonical;
-  const commit = input?.kind === "read" ? input.value.commit : null;
-  return { server: canonicalServer?.url ?? null, repo, ref, commit, path };
-}
-
-function sizeAndHash(input: Input<FileContent> | undefined): { bytes: number | null; sha256: string | null } {
-  if (input?.kind !== "read") {
-    return { bytes: null, sha256: null };
-  }
-  return { bytes: input.value.bytes.length, sha256: input.value.sha256 };
-}
-
-/** The JSON document of `--json`, schema 2. What is not known is null. */
-function toDocument(result: Result, startedAt: number) {
-  const { settings, evidence, verdicts, explanation } = result;
-  const [verdict, ...others] = verdicts;
-  const pin = evidence?.pin;
-  return {
-    schema: 2,
-    status: verdict.status,
-    reason: reasonOf(verdict),
-    exitCode: STATUSES[verdict.status].exitCode,
-    event: evidence?.context.event || null,
-    case: evidence?.context.case ?? null,
-    trusted: evidence?.context.trusted ?? null,
-    token: evidence?.tokenSource ?? null,
-    message: escapeMessage(verdict.message),
-    remedy: escapeMessage(verdict.remedy),
-    command: resyncCommandFor(result),
-    copy: { path: settings?.copyPath ?? null, ...sizeAndHash(evidence?.copy) },
-    canonical: { ...locationOfCanonical(result), ...sizeAndHash(evidence?.canonical) },
-    pin: { path: settings?.pinPath ?? null, sha256: pin?.kind === "read" ? pin.value.sha256 : null },
-    pinMatches: verdict.status === "drift" ? verdict.pinMatches : null,
-    firstDifferingLine: verdict.status === "drift" ? verdict.firstDifferingLine : null,
-    also: others.map((other) => ({
-      status: other.status,
-      reason: reasonOf(other),
-      message: escapeMessage(other.message),
-    })),
-    summary: explanation.summary,
-    attempts: evidence?.attempts ?? 0,
-    elapsedMs: Math.round(performance.now() - startedAt),
-  };
-}
-
-type Document = ReturnType<typeof toDocument>;
-
-/** JSON in which no runner finds a command: the escapes mean the same characters. */
-function toJson(document: Document): string {
-  const escapeUnits = (text: string) => {
-    return text.replace(/[\s\S]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
-  };
-  const special = /:{2,}|##(?=\[)|[\u007f-\u009f\p{Cf}\p{Zl}\p{Zp}]/gu;
-  return JSON.stringify(document, null, 2).replace(special, escapeUnits);
-}
-
-/** The step's outputs. The delimiter is random, so that no value can end early. */
-function formatOutputs(document: Document): string {
-  const outputs = {
-    status: document.status,
-    reason: document.reason,
-    "exit-code": document.exitCode,
-    case: document.case,
-    trusted: document.trusted,
-    event: escapeMessage(document.event ?? ""),
-    "copy-sha256": document.copy.sha256,
-    "canonical-sha256": document.canonical.sha256,
-    "canonical-commit": document.canonical.commit,
-  };
-  const delimiter = `end-${randomUUID()}`;
-  const lines: string[] = [];
-  for (const [name, value] of Object.entries(outputs)) {
-    lines.push(`${name}<<${delimiter}`, String(value ?? ""), delimiter);
-  }
-  return `${lines.join("\n")}\n`;
-}
-
-function formatAlso({ also }: Document): string[] {
-  return also.map(({ status, reason, message }) => formatFinding(status, reason, message));
-}
-
-/** The step summary, in Markdown. Foreign text is only in fences and code. */
-function formatStepSummary(result: Result, document: Document): string {
-  const { summaryLines, diffLines } = result.explanation;
-  const { copy, canonical, pin, command } = document;
-  const lines = fencedBlock("text", [formatVerdict(result.verdicts[0]), ...formatAlso(document)]);
-  lines.push("", "| side | path | sha256 |", "| --- | --- | --- |");
-  for (const [side, { path, sha256 }] of Object.entries({ copy, canonical, pin })) {
-    if (path !== null && sha256 !== null) {
-      lines.push(`| ${side} | ${codeCell(path)} | \`${sha256}\` |`);
-    }
-  }
-  if (diffLines.length > 0) {
-    lines.push("", ...fencedBlock("diff", [...summaryLines, ...diffLines]));
-  }
-  if (command !== null) {
-    lines.push("", ...fencedBlock("sh", [command]));
-  }
-  return `${lines.join("\n")}\n`;
-}
-
-/** Appends to a file of the runner. Throws instead of waiting for the reader of a named pipe. */
-function appendToRunnerFile(path: string, text: string): void {
-  const { O_APPEND, O_CREAT, O_WRONLY, O_NONBLOCK } = fs.constants;
-  const file = fs.openSync(path, O_APPEND | O_CREAT | O_WRONLY | O_NONBLOCK, 0o666);
-  try {
-    fs.writeFileSync(file, text);
-  } finally {
-    fs.closeSync(file);
-  }
-}
-
-/** Does work that may fail: then a line says so, and the verdict is the same. */
-async function bestEffort(tools: Tools, loss: string, work: () => void | Promise<void>): Promise<void> {
-  try {
-    await work();
-  } catch (error) {
-    const problem = truncate(escapeMessage(tools.redact(errorText(error))), PRINT_LIMIT.lineLength);
-    tools.log("note", `${loss}: ${problem.replace(/\.$/, "")}. The verdict is not affected.`);
-  }
-}
-
-function printDiff(diffLines: readonly string[], { print }: Tools): void {
-  // The runner obeys no command in the diff until the random word returns.
-  const word = randomUUID();
-  print(`::stop-commands::${word}`);
-  for (const line of diffLines) {
-    print(line);
-  }
-  print(`::${word}::`);
-}
-
-function printCommand(command: string, settings: Settings, { print }: Tools): void {
-  const { anonymous, canonicalFile, repo } = settings;
-  if (!anonymous && canonicalFile === undefined) {
-    print(
-      `The re-sync needs AUTO_SYNC_TOKEN in the shell, a token with the scope read:repository on ${repo}.`,
-    );
-    print(
-      "To keep it out of the shell's history, enter it with: read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN",
-    );
+  words.push(startCommand(), "--write");
+  if (localCanonical === "") {
+    print(TOKEN_PROMPT);
+  } else {
+    words.push("--canonical", quoteForShell(localCanonical));
   }
   print("To re-sync, run:");
-  print(`  ${command}`);
+  print(`  ${words.join(" ")}`);
 }
 
-/** Prints what is known beside the verdict. */
-function printDetails({ settings, explanation }: Result, document: Document, tools: Tools): void {
-  for (const line of formatAlso(document)) {
-    tools.log("also", line);
-  }
-  for (const line of explanation.summaryLines) {
-    tools.log("summary", line);
-  }
-  if (explanation.diffLines.length > 0) {
-    printDiff(explanation.diffLines, tools);
-  }
-  if (document.command !== null && settings !== null) {
-    printCommand(document.command, settings, tools);
-  }
+const TOKEN_PROMPT = "Enter a token (nothing is shown) with: read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN";
+
+/** How a person would start the gate again. */
+function startCommand(): string {
+  const path = relative(process.cwd(), process.argv[1] ?? "sync-providers.ts");
+  return `${path.endsWith(".ts") ? "npx tsx" : "node"} ${quoteForShell(path)}`;
 }
 
-/** Reports a result: details, outputs, step summary, and last the verdict. */
-async function report(result: Result, document: Document, tools: Tools): Promise<void> {
-  const { outputPath, stepSummaryPath } = result.settings ?? {};
-  await bestEffort(tools, "The details are incomplete", () => printDetails(result, document, tools));
-  if (outputPath !== undefined) {
-    const work = () => appendToRunnerFile(outputPath, formatOutputs(document));
-    await bestEffort(tools, "GITHUB_OUTPUT was not written", work);
-  }
-  if (stepSummaryPath !== undefined) {
-    const work = () => appendToRunnerFile(stepSummaryPath, formatStepSummary(result, document));
-    await bestEffort(tools, "GITHUB_STEP_SUMMARY was not written", work);
-  }
-  tools.print(formatAnnotation(result));
+/** A word for a POSIX shell. */
+function quoteForShell(word: string): string {
+  return /^[\w./:@%+=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 // ------------------------------------------------------------------------------------------------
-// 13. Alarm: one issue, for runs that nobody watches
+// 10. Text
 // ------------------------------------------------------------------------------------------------
 
-/** The alarm always gets this long, even if the comparison used up the deadline. */
-const MIN_ALARM_MS = 10_000;
-/** Gitea's largest page. */
-const ISSUES_PER_PAGE = 50;
+/** Prints a line of the log, or an annotation, which is a command that the runner obeys. */
+type Print = (text: string, annotation?: "error" | "warning") => void;
 
-/** What the alarm does after a run, or why it does nothing. */
-type AlarmPlan =
-  | { readonly kind: "none"; readonly why: string }
-  | {
-      readonly kind: "update" | "close";
-      readonly server: Server;
-      readonly repo: string;
-      readonly token: string;
-      readonly copyPath: string;
-      /** The deadline of the comparison. */
-      readonly timeoutMs: number;
-    };
+const MAX_LINE_LENGTH = 1000;
+/** Without the command itself. Longer annotations are hard to read in a browser. */
+const MAX_ANNOTATION_LENGTH = 380;
 
-interface Issue {
-  readonly number: number;
-  readonly body: string;
-}
-
-/** What the issue should say. */
-interface IssueText {
-  readonly title: string;
-  readonly body: string;
-  /** The last line of the body: it says which copy the issue is about. */
-  readonly marker: string;
-  /** The page that lists the runs. */
-  readonly actionsUrl: string;
-}
-
-/** Why this run says nothing about the default branch, or undefined if it does. */
-async function whyNotDefaultBranch(settings: Settings, redact: Redact): Promise<string | undefined> {
-  const { eventName, eventPath, jobRef } = settings;
-  // The server starts scheduled runs on the default branch only.
-  if (eventName === "schedule") {
-    return undefined;
-  }
-  if (eventName !== "push" && eventName !== "workflow_dispatch") {
-    return `the event ${quote(eventName)} says nothing about the default branch`;
-  }
-  if (eventPath === undefined) {
-    return NO_PAYLOAD;
-  }
-  const payload = await readPayload(eventPath, redact);
-  if (payload.kind === "unusable") {
-    return payload.why;
-  }
-  const branch = valueAt(payload.value, ["repository", "default_branch"]);
-  if (!isNonEmptyString(branch)) {
-    return "the payload does not name the default branch";
-  }
-  return jobRef === `refs/heads/${branch}`
-    ? undefined
-    : `GITHUB_REF ${quote(jobRef)} is not the default branch`;
-}
-
-/** Decides what the alarm does: a run that passed closes the issue, a failed one opens or updates it. */
-async function planAlarm(settings: Settings | null, status: Status, redact: Redact): Promise<AlarmPlan> {
-  if (settings === null || status === "usage") {
-    return { kind: "none", why: "a flag or setting is wrong" };
-  }
-  const { eventName, jobToken, jobServer, jobRepo: repo, copyPath, timeoutMs } = settings;
-  const isPassed = STATUSES[status].exitCode === 0;
-  if (eventName === "push" && !isPassed) {
-    return { kind: "none", why: "the person who pushed sees the failure" };
-  }
-  if (jobToken.kind !== "usable") {
-    return { kind: "none", why: `SYNC_JOB_TOKEN is ${jobToken.kind}` };
-  }
-  if (jobServer.kind === "unusable") {
-    return { kind: "none", why: jobServer.why };
-  }
-  if (repositoryType.parse(repo) === undefined) {
-    return { kind: "none", why: "GITHUB_REPOSITORY is missing or not owner/name" };
-  }
-  const why = await whyNotDefaultBranch(settings, redact);
-  if (why !== undefined) {
-    return { kind: "none", why };
-  }
-  const kind = isPassed ? "close" : "update";
-  return { kind, server: jobServer.server, repo, token: jobToken.value, copyPath, timeoutMs };
-}
-
-/** The text of the issue. No diff and no provider names: the canonical file is private, the issue may not be. */
-function formatIssue(
-  verdict: Verdict,
-  document: Document,
-  { path, actionsUrl }: { path: string; actionsUrl: string },
-): IssueText {
-  const { copy, canonical, command, status } = document;
-  // encodeURI leaves no ">" that could end the comment.
-  const marker = `<!-- sync-providers: ${encodeURI(path)} -->`;
-  const lines = fencedBlock("text", [formatVerdict(verdict), ...formatAlso(document)]);
-  if (command !== null) {
-    const token = document.token === "anonymous" ? "" : " with AUTO_SYNC_TOKEN in the shell";
-    lines.push("", `To re-sync, run this${token}:`, "", ...fencedBlock("sh", [command]));
-  }
-  lines.push("");
-  const hashes = { copy: copy.sha256, canonical: canonical.sha256, commit: canonical.commit };
-  for (const [name, hash] of Object.entries(hashes)) {
-    if (hash !== null) {
-      lines.push(`- ${name}: \`${hash}\``);
+/** The only function that prints. It redacts the token, makes the text inert, and cuts it, in this order. */
+function createPrint({ AUTO_SYNC_TOKEN = "" }: Env, write: (line: string) => void): Print {
+  const token = AUTO_SYNC_TOKEN.trim();
+  return (text, annotation) => {
+    const redacted = token.length < MIN_TOKEN_LENGTH ? text : text.replaceAll(token, "***");
+    const inert = makeInert(redacted);
+    if (annotation === undefined) {
+      write(cut(inert, MAX_LINE_LENGTH));
+      return;
     }
-  }
-  lines.push(`- runs: ${actionsUrl}`, "", marker);
-  // Gitea finds mentions and issue numbers in a title too.
-  const title = `sync-providers: ${status} of ${path.replace(/[^\w./ -]/gu, "_")}`;
-  return { title: truncate(title, 200), body: lines.join("\n"), marker, actionsUrl };
-}
-
-/** Reads an issue of a list. Undefined unless it is open, written by the token's user, and ends with the marker. */
-function parseOwnIssue(
-  issue: unknown,
-  { userId, marker }: { userId: number; marker: string },
-): Issue | undefined {
-  const number = valueAt(issue, ["number"]);
-  const text = valueAt(issue, ["body"]);
-  const isOpen = valueAt(issue, ["state"]) === "open";
-  const isOwn = valueAt(issue, ["user", "id"]) === userId;
-  if (!isOpen || !isOwn || !isPositiveInteger(number) || typeof text !== "string") {
-    return undefined;
-  }
-  const body = text.replaceAll("\r\n", "\n").trimEnd();
-  const lastLine = body.slice(body.lastIndexOf("\n") + 1);
-  return lastLine === marker ? { number, body } : undefined;
-}
-
-async function getUserId(client: GiteaClient): Promise<number> {
-  const action = "get the user of SYNC_JOB_TOKEN";
-  const { value } = await client.sendForJson({ action, path: "/user" }, JSON_OBJECT);
-  // Gitea's user of job tokens has the id -2.
-  if (typeof value.id === "number" && Number.isSafeInteger(value.id)) {
-    return value.id;
-  }
-  throw unverifiedFailure("bad-response", { message: `Cannot ${action}: the response has no id.` });
-}
-
-/** Finds the open issue of the lowest number that this gate wrote about this copy. Reads all pages. */
-async function findIssue(client: GiteaClient, marker: string): Promise<Issue | undefined> {
-  const userId = await getUserId(client);
-  let lowest: Issue | undefined;
-  let seen = 0;
-  let isLastPage = false;
-  for (let page = 1; !isLastPage; page += 1) {
-    const path = `/repos/${client.repo}/issues?state=open&type=issues&limit=${ISSUES_PER_PAGE}&page=${page}`;
-    const { value: items, headers } = await client.sendForJson(
-      { action: "get the open issues", path },
-      JSON_LIST,
-    );
-    for (const item of items) {
-      const issue = parseOwnIssue(item, { userId, marker });
-      if (issue !== undefined && (lowest === undefined || issue.number < lowest.number)) {
-        lowest = issue;
-      }
-    }
-    seen += items.length;
-    // A server may have smaller pages than requested, so a short page is not always the last one.
-    const total = Number(headers["x-total-count"] ?? 0);
-    isLastPage = items.length === 0 || (items.length < ISSUES_PER_PAGE && seen >= total);
-  }
-  return lowest;
-}
-
-/** Closes the issue. Returns what was done. */
-async function closeIssue(client: GiteaClient, { marker, actionsUrl }: IssueText): Promise<string> {
-  const issue = await findIssue(client, marker);
-  if (issue === undefined) {
-    return "no issue is open";
-  }
-  const name = `issue ${issue.number}`;
-  const path = `/repos/${client.repo}/issues/${issue.number}`;
-  // First the state: a comment on an issue that stays open would repeat with every run.
-  await client.sendForJson(
-    { action: `close ${name}`, path, change: { method: "PATCH", body: { state: "closed" } } },
-    JSON_OBJECT,
-  );
-  const comment = { body: `The check passes again: ${actionsUrl}` };
-  await client.sendForJson(
-    { action: `comment on ${name}`, path: `${path}/comments`, change: { method: "POST", body: comment } },
-    JSON_OBJECT,
-  );
-  return `closed ${name}: the check passes again`;
-}
-
-/** Opens or updates the issue. Returns what was done. */
-async function updateIssue(client: GiteaClient, { title, body, marker }: IssueText): Promise<string> {
-  const issue = await findIssue(client, marker);
-  const path = `/repos/${client.repo}/issues`;
-  if (issue === undefined) {
-    const change = { method: "POST", body: { title, body } } as const;
-    await client.sendForJson({ action: "open an issue", path, change }, JSON_OBJECT);
-    return "opened a new issue";
-  }
-  const name = `issue ${issue.number}`;
-  if (issue.body === body) {
-    return `${name} is up to date`;
-  }
-  const change = { method: "PATCH", body: { title, body } } as const;
-  await client.sendForJson(
-    { action: `update ${name}`, path: `${path}/${issue.number}`, change },
-    JSON_OBJECT,
-  );
-  return `updated ${name}`;
-}
-
-/** Opens, updates or closes the issue, and logs what was done, or why nothing was. */
-async function runAlarm(result: Result, document: Document, tools: Tools): Promise<void> {
-  const plan = await planAlarm(result.settings, document.status, tools.redact);
-  if (plan.kind === "none") {
-    tools.log("alarm", `no issue is opened, updated or closed: ${plan.why}`);
-    return;
-  }
-  const { server, repo, token, copyPath: path, timeoutMs } = plan;
-  const endsAt = Math.max(tools.startedAt + timeoutMs, performance.now() + MIN_ALARM_MS);
-  const client = new GiteaClient({ server, repo, token, endsAt, tools });
-  try {
-    const actionsUrl = `${server.url}/${repo}/actions`;
-    const text = formatIssue(result.verdicts[0], document, { path, actionsUrl });
-    const done = plan.kind === "close" ? await closeIssue(client, text) : await updateIssue(client, text);
-    tools.log("alarm", done);
-  } finally {
-    client.close();
-  }
-}
-
-// ------------------------------------------------------------------------------------------------
-// 14. Main
-// ------------------------------------------------------------------------------------------------
-
-/** What `main` needs of the process that runs it. */
-export interface Host {
-  /** Writes a line. */
-  readonly write: (stream: "stdout" | "stderr", line: string) => void;
-  /** How a person would start the gate again. */
-  readonly command: string;
-  /** Rejects with an exception that no promise caught. */
-  readonly crashed: Promise<never>;
-}
-
-/** The verdict on an exception. An unexpected one never passes; its stack is printed. */
-function toVerdict(error: unknown, tools: Tools): Verdict {
-  if (error instanceof Failure) {
-    return error.verdict;
-  }
-  if (error instanceof Error) {
-    for (const line of String(error.stack).split("\n")) {
-      tools.log("stack", tools.redact(line));
-    }
-  }
-  const message = `Unexpected error: ${quote(tools.redact(errorText(error)))}.`;
-  const remedy =
-    "Install the dependencies again (npm ci --omit=dev). If it happens again, report it with the stack above.";
-  return { status: "unverified", reason: null, message, remedy };
-}
-
-/** Gathers the evidence, re-syncs if asked to, and judges. */
-async function checkCopy(settings: Settings, tools: Tools): Promise<Checked> {
-  checkDifferentFiles(settings);
-  const context = await readContext(settings, tools.redact);
-  const event = context.event === "" ? "no event" : `event ${quote(context.event)}`;
-  const trust = context.trusted ? "trusted" : "not trusted";
-  tools.log("context", `${event}: case ${context.case}, ${trust}: ${context.why}`);
-  const evidence = await gatherEvidence(settings, context, tools);
-  return settings.write ? resync(evidence, settings) : { evidence, verdicts: judge(evidence, settings) };
-}
-
-/** The tokens, also without quotes around them: a token in quotes is malformed, but still a secret. */
-function secretsIn({ AUTO_SYNC_TOKEN = "", SYNC_JOB_TOKEN = "" }: Env): string[] {
-  const tokens = [AUTO_SYNC_TOKEN.trim(), SYNC_JOB_TOKEN.trim()];
-  return [...tokens, ...tokens.map((token) => token.replace(/^["']|["']$/g, "").trim())];
-}
-
-/** Runs the gate. Returns the exit code. */
-export async function main(argv: readonly string[], env: Env, host: Host): Promise<number> {
-  const redact = createRedactor(secretsIn(env));
-  // Not from the parsed flags: a wrong flag is reported in this form too.
-  const isJson = argv.includes("--json");
-  const isAlarm = argv.includes("--alarm");
-  // Redacted a last time here, in case a secret came in by an unknown way.
-  const print = (line: string) => host.write(isJson ? "stderr" : "stdout", escapeControls(redact(line)));
-  const log = (label: string, text: string) => print(`${label.padEnd(10)} ${text}`);
-  const tools: Tools = { log, print, redact, startedAt: performance.now() };
-  let settings: Settings | null = null;
-  let evidence: Evidence | null = null;
-  let verdicts: Verdicts;
-  try {
-    const flags = parseFlags(argv.map(redact));
-    if (flags.help === true || flags.version === true) {
-      host.write("stdout", flags.help === true ? formatHelp() : VERSION);
-      return 0;
-    }
-    settings = readSettings({ flags, env, command: host.command, redact });
-    ({ evidence, verdicts } = await Promise.race([checkCopy(settings, tools), host.crashed]));
-  } catch (error) {
-    verdicts = [toVerdict(error, tools)];
-  }
-  const explanation = await explainVerdict(verdicts[0], evidence, redact);
-  const result: Result = { settings, evidence, verdicts, explanation };
-  const document = toDocument(result, tools.startedAt);
-  if (isAlarm) {
-    await bestEffort(tools, "The alarm failed", () => runAlarm(result, document, tools));
-  }
-  await report(result, document, tools);
-  if (isJson) {
-    host.write("stdout", redact(toJson(document)));
-  }
-  return document.exitCode;
-}
-
-// ------------------------------------------------------------------------------------------------
-// 15. Process
-// ------------------------------------------------------------------------------------------------
-
-/** True if this file was started, not imported. In doubt it runs, because a gate that does not run would pass. */
-function shouldRun(script: string): boolean {
-  const self = fileURLToPath(import.meta.url);
-  // Code from standard input or from -e has a URL that names no file.
-  if (!fs.existsSync(self)) {
-    return true;
-  }
-  if (script === "") {
-    return false;
-  }
-  const isFile = fs.statSync(script, { throwIfNoEntry: false })?.isFile() === true;
-  return !isFile || fs.realpathSync.native(script) === fs.realpathSync.native(self);
-}
-
-/** How the gate was started, as a command. */
-function startCommand(script: string): string {
-  const path = quoteForShell(relative(process.cwd(), script));
-  if ("Deno" in globalThis) {
-    return `deno run -A ${path}`;
-  }
-  const isTsx = process.execArgv.some((argument) => argument.includes("tsx"));
-  return isTsx ? `npx tsx ${path}` : `node ${path}`;
-}
-
-function runAsProcess(script: string): void {
-  // A run that ends before its verdict has compared nothing.
-  process.exitCode = STATUSES.unverified.exitCode;
-  // Even process.exit() waits for a name lookup, 10 s for each silent name server. glibc reads this variable.
-  process.env.RES_OPTIONS ??= "timeout:1 attempts:3";
-  let isOver = false;
-  const write: Host["write"] = (stream, line) => {
-    if (!isOver) {
-      process[stream].write(`${line}\n`);
-    }
+    // act would end the properties of the command at the last "::".
+    const data = inert.replaceAll("%", "%25").replaceAll("::", ": :");
+    write(`::${annotation}::${cut(data, MAX_ANNOTATION_LENGTH)}`);
   };
-  // The reader may close the pipe early (EPIPE). The exit code still tells the verdict.
-  process.stdout.on("error", () => {});
-  process.stderr.on("error", () => {});
-  const crashed = new Promise<never>((_resolve, reject) => {
-    process.on("uncaughtException", reject);
+}
+
+/** Makes control characters visible, and breaks up what a runner would obey: `::` at the start, `##[` anywhere. */
+function makeInert(line: string): string {
+  const visible = line.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => {
+    return character === "\t" ? character : `\\u{${character.codePointAt(0)?.toString(16)}}`;
   });
-  const exit = (exitCode: number): void => {
-    isOver = true;
-    // When both streams have taken everything, nothing that a library left behind may delay the end.
-    process.stdout.write("", () => process.stderr.write("", () => process.exit(exitCode)));
-  };
-  // No top-level await: in a package that is not "type": "module", tsx runs this file as CommonJS.
-  main(process.argv.slice(2), process.env, { write, command: startCommand(script), crashed }).then(
-    exit,
-    (error) => {
-      write("stderr", `::error::unverified: The report failed (${errorCode(error)}).`);
-      exit(STATUSES.unverified.exitCode);
-    },
-  );
+  return visible.replace(/^(\s*):(?=:)/, "$1: ").replaceAll("##[", "# #[");
 }
 
-const startedScript = process.argv[1] ?? "";
-if (shouldRun(startedScript)) {
-  runAsProcess(startedScript);
+/** Cuts out the middle, because a verdict ends with what to do. */
+function cut(text: string, maxLength: number): string {
+  const half = maxLength / 2 - 2;
+  return text.length > maxLength ? `${text.slice(0, half)} … ${text.slice(-half)}` : text;
+}
+
+/** Foreign text inside a sentence. */
+function quote(text: string): string {
+  return `"${text.replaceAll('"', "'")}"`;
+}
+
+/** The message of an error without a full stop. An AggregateError (several addresses failed) has several. */
+function errorText(error: unknown): string {
+  if (error instanceof AggregateError) {
+    return error.errors.map(errorText).join("; ");
+  }
+  return (error instanceof Error ? error.message : String(error)).replace(/\.$/, "");
+}
+
+/** The `code` of an error of Node, undici or OpenSSL, or else its name. */
+function errorCode(error: unknown): string {
+  return isRecord(error) ? String(error.code ?? error.name) : "";
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Reads a value inside foreign data, by own keys only. Undefined if there is none. */
+function valueAt(data: unknown, ...keys: readonly string[]): unknown {
+  let value = data;
+  for (const key of keys) {
+    value = isRecord(value) && Object.hasOwn(value, key) ? value[key] : undefined;
+  }
+  return value;
+}
+
+// ------------------------------------------------------------------------------------------------
+// 11. Start
+// ------------------------------------------------------------------------------------------------
+
+/** False only if another script was started. When in doubt, run: a gate that does not run would pass. */
+function isStarted(): boolean {
+  const script = process.argv[1];
+  const isFile = script !== undefined && fs.statSync(script, { throwIfNoEntry: false })?.isFile() === true;
+  return !isFile || fs.realpathSync(script) === fs.realpathSync(fileURLToPath(import.meta.url));
+}
+
+if (isStarted()) {
+  // For a run that ends before its verdict.
+  process.exitCode = EXIT_CODES.unverified;
+  // A reader such as `head` may close the pipe early. The exit code still tells the verdict.
+  process.stdout.on("error", () => {});
+  main(process.argv.slice(2), process.env, console.log).then((exitCode) => {
+    // Not by itself: a connection that a library left behind would delay the end.
+    process.exit(exitCode);
+  });
 }
