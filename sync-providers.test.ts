@@ -1,12 +1,12 @@
 /**
  * All tests of the gate: the case table and its permutations first, because they are the specification, then the other
- * tables in the order of the sections of sync-providers.ts.
+ * tables in the order of the sections of sync-providers.ts, then the workflows and the documents.
  *
  *   npm test                                  everything, with coverage
  *   npm run test:row -- "expired token"       the rows whose names match
  */
 
-import { deepEqual, equal, match, ok } from "node:assert/strict";
+import { deepEqual, equal, match, notEqual, ok } from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { chmodSync, copyFileSync, existsSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
@@ -14,6 +14,7 @@ import { connect, createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { before, describe, test } from "node:test";
 import fc from "fast-check";
+import { parse } from "yaml";
 import { createFolder } from "./fixtures/folder.ts";
 import { gateCommand, type Run, runCommand, runGate } from "./fixtures/gate.ts";
 import {
@@ -2159,4 +2160,358 @@ describe("the real command", { concurrency: 4 }, () => {
     deepEqual(await loaded("a token", "--copy", CANONICAL_PATH), ["undici"]);
     deepEqual(await loaded("a local drift", ...LOCAL, "--copy", DRIFTED_PATH), ["yaml", "diff"]);
   });
+});
+
+// ------------------------------------------------------------------------------------------------
+// The workflows
+// ------------------------------------------------------------------------------------------------
+
+const GATE = ".gitea/workflows/sync-providers-yaml.yml";
+const BUNDLE_VARIANT = ".gitea/examples/sync-providers-yaml.bundle.yml";
+const MATRIX_VARIANT = ".gitea/examples/sync-providers-yaml.matrix.yml";
+const CI = ".gitea/workflows/ci.yml";
+
+type Mapping = Readonly<Record<string, unknown>>;
+
+function toMapping(value: unknown = {}): Mapping {
+  ok(typeof value === "object" && value !== null && !Array.isArray(value), `not a mapping: ${value}`);
+  return { ...value };
+}
+
+function toMappings(value: unknown): readonly Mapping[] {
+  ok(Array.isArray(value), `not a list: ${value}`);
+  return value.map(toMapping);
+}
+
+/** What the rules look at. */
+function parseWorkflow(text: string) {
+  const root = toMapping(parse(text));
+  const jobs = Object.values(toMapping(root.jobs)).map(toMapping);
+  const steps = jobs.flatMap((job) => toMappings(job.steps));
+  const gate = steps.find(({ env }) => toMapping(env).AUTO_SYNC_TOKEN !== undefined);
+  return { text, root, jobs, steps, gate: toMapping(gate), last: toMapping(steps.at(-1)) };
+}
+
+interface Rule {
+  readonly name: string;
+  /** What happens without the rule. */
+  readonly prevents: string;
+  readonly holds: (workflow: ReturnType<typeof parseWorkflow>) => boolean;
+  /** Changes of the text that break the rule. */
+  readonly broken: readonly (readonly [part: string | RegExp, by: string])[];
+}
+
+/** Rules for every workflow. No linter knows them. */
+const RULES: readonly Rule[] = [
+  {
+    name: "its name has no slash",
+    prevents: "a slash separates the parts of a commit status, so a required check of this name never matches",
+    holds: ({ root }) => !String(root.name).includes("/"),
+    broken: [[/^name: /m, "name: a/"]],
+  },
+  {
+    name: "every action is pinned by its commit",
+    prevents: "a tag can be moved to code that reads the secret",
+    holds: ({ steps }) => steps.every(({ uses }) => uses === undefined || /@[\da-f]{40}$/.test(String(uses))),
+    broken: [[/@[\da-f]{40}/, "@v6"]],
+  },
+  {
+    name: "no command contains an expression",
+    prevents: "the name of a branch would be run as a shell command",
+    holds: ({ steps }) => steps.every(({ run }) => !String(run).includes("${{")),
+    broken: [[/ run: /, " run: echo ${{ github.head_ref }} && "]],
+  },
+  {
+    name: "it may read contents, and a job at most write issues",
+    prevents: "the job's own token could write to the repository",
+    holds: ({ root, text }) => {
+      return JSON.stringify(root.permissions) === '{"contents":"read"}' && !/^ *(?!issues)\S+: write/m.test(text);
+    },
+    broken: [["contents: read", "contents: write"]],
+  },
+  {
+    name: "runs of another event or ref are kept apart",
+    prevents: "a scheduled run cancels the push run of main, which is a failed commit status",
+    holds: ({ root }) => {
+      return toMapping(root.concurrency).group === `${root.name}-\${{ github.event_name }}-\${{ github.ref }}`;
+    },
+    broken: [["-${{ github.event_name }}", ""]],
+  },
+  {
+    name: "only runs of pull requests are cancelled",
+    prevents: "the second of two quick pushes cancels the first, whose commit then has a failed status",
+    holds: ({ root }) => {
+      return toMapping(root.concurrency)["cancel-in-progress"] === "${{ github.event_name == 'pull_request' }}";
+    },
+    broken: [[/cancel-in-progress: .*/, "cancel-in-progress: true"]],
+  },
+  {
+    name: "every job has a timeout",
+    prevents: "a job that hangs keeps its runner for hours",
+    holds: ({ jobs }) => jobs.every((job) => job["timeout-minutes"] !== undefined),
+    broken: [["timeout-minutes:", "timeout:"]],
+  },
+  {
+    name: "no job or step can be skipped, or pass although it failed, except the one about failures",
+    prevents: "a job in which nothing ran passes",
+    holds: ({ text }) => !/continue-on-error|\bif: (?!failure\(\))/.test(text),
+    broken: [
+      [/ run: /, " continue-on-error: true\n        run: "],
+      ["    timeout-minutes:", "    if: github.actor\n    timeout-minutes:"],
+    ],
+  },
+  {
+    name: "the checkout leaves no credentials behind",
+    prevents: "an installed package could push with them",
+    holds: ({ steps }) => JSON.stringify(steps[0]?.with) === '{"persist-credentials":false}',
+    broken: [["persist-credentials: false", "persist-credentials: true"]],
+  },
+];
+
+/** Rules for the workflows that run the gate. */
+const GATE_RULES: readonly Rule[] = [
+  {
+    name: "it listens to the events of cases 1 to 3, and to no other",
+    prevents: "code of a fork would run with the secret, or a night would pass unchecked",
+    holds: ({ root }) => Object.keys(toMapping(root.on)).join() === "pull_request,push,schedule,workflow_dispatch",
+    broken: [["  pull_request:", "  pull_request_target:"]],
+  },
+  {
+    name: "pull requests and pushes have the same paths",
+    prevents: "a change would be checked before the merge but not after it, or the reverse",
+    holds: ({ root }) => {
+      const { pull_request, push } = toMapping(root.on);
+      return JSON.stringify(toMapping(pull_request).paths) === JSON.stringify(toMapping(push).paths);
+    },
+    broken: [["      - '.gitea/workflows/sync-providers-yaml.yml'\n", ""]],
+  },
+  {
+    name: "the secret is in the environment of the gate's step only",
+    prevents: "every other step, and every action in it, could read it",
+    holds: ({ text, gate }) => {
+      const isOnce = text.split("secrets.").length === 2;
+      return isOnce && toMapping(gate.env).AUTO_SYNC_TOKEN === "${{ secrets.AUTO_SYNC_TOKEN }}";
+    },
+    broken: [
+      [/^permissions:/m, "env:\n  A: ${{ secrets.A }}\npermissions:"],
+      ["secrets.AUTO_SYNC_TOKEN", "secrets.OTHER"],
+    ],
+  },
+  {
+    name: "the job's own token is in the environment of the last step only",
+    prevents: "the code of packages would run beside a token that can write issues",
+    holds: ({ text, last }) => {
+      return text.split("github.token").length === 2 && toMapping(last.env).TOKEN === "${{ github.token }}";
+    },
+    broken: [["AUTO_SYNC_TOKEN: ", "JOB_TOKEN: ${{ github.token }}\n          AUTO_SYNC_TOKEN: "]],
+  },
+  {
+    name: "the last step runs after a failed scheduled run, and only then",
+    prevents: "nobody would notice a failed night",
+    holds: ({ last }) => last.if === "failure() && github.event_name == 'schedule'",
+    broken: [["failure() && ", ""]],
+  },
+  {
+    name: "its job may write issues",
+    prevents: "the last step could not open the issue",
+    holds: ({ jobs }) => jobs.every((job) => toMapping(job.permissions).issues === "write"),
+    broken: [["issues: write", "issues: read"]],
+  },
+];
+
+/** Rules for the workflows that install packages. */
+const SOURCE_RULES: readonly Rule[] = [
+  {
+    name: "it installs without scripts and without development packages",
+    prevents: "code of a package would run before the gate",
+    holds: ({ steps }) => steps[1]?.run === "npm ci --omit=dev --ignore-scripts",
+    broken: [[" --ignore-scripts", ""]],
+  },
+  {
+    name: "tsx uses no cache",
+    prevents: "another user of a shared runner could replace the compiled code in /tmp",
+    holds: ({ gate }) => toMapping(gate.env).TSX_DISABLE_CACHE === "1",
+    broken: [['TSX_DISABLE_CACHE: "1"', 'TSX_DISABLE_CACHE: "0"']],
+  },
+];
+
+describe("rules for workflows", () => {
+  const applied = [
+    { path: GATE, rules: [...RULES, ...GATE_RULES, ...SOURCE_RULES] },
+    { path: BUNDLE_VARIANT, rules: [...RULES, ...GATE_RULES] },
+    { path: MATRIX_VARIANT, rules: [...RULES, ...GATE_RULES, ...SOURCE_RULES] },
+    { path: CI, rules: RULES },
+  ];
+  for (const { path, rules } of applied) {
+    const text = readFileSync(path, "utf8");
+    for (const { name, prevents, holds, broken } of rules) {
+      test(`${path}: ${name}`, () => ok(holds(parseWorkflow(text)), prevents));
+      for (const [part, by] of broken) {
+        test(`${path}: a broken variant fails the rule: ${name} (${JSON.stringify(by)})`, () => {
+          const changed = text.replace(part, () => by);
+          notEqual(changed, text, "the change found its place");
+          equal(holds(parseWorkflow(changed)), false);
+        });
+      }
+    }
+  }
+});
+
+describe("the drop-in for the workflow of molecule-core", () => {
+  const { root, jobs, text } = parseWorkflow(readFileSync(GATE, "utf8"));
+
+  test("the commit status has the name that branch protection knows", () => {
+    deepEqual(Object.keys(toMapping(root.jobs)), ["compare"]);
+    equal(
+      `${root.name} / ${jobs[0]?.name} (pull_request)`,
+      "sync-providers-yaml / Compare synced providers.yaml against controlplane canonical (pull_request)",
+    );
+  });
+
+  test("the comment bp-required stands right above the job", () => {
+    match(text, /\n {2}# bp-required: pending #718\n {2}compare:\n/);
+  });
+
+  test("the triggers are those of the workflow that it replaces, with the pin and the files of the gate", () => {
+    const paths = [
+      "workspace-server/internal/providers/providers.yaml",
+      "workspace-server/internal/providers/sync_canonical_test.go",
+      ".gitea/workflows/sync-providers-yaml.yml",
+      "sync-providers.ts",
+      "package.json",
+      "package-lock.json",
+    ];
+    deepEqual(root.on, {
+      pull_request: { types: ["opened", "synchronize", "reopened"], paths },
+      push: { branches: ["main", "staging"], paths },
+      schedule: [{ cron: "23 4 * * *" }],
+      workflow_dispatch: null,
+    });
+  });
+});
+
+describe("the variants", () => {
+  const withoutComments = (path: string) => readFileSync(path, "utf8").replace(/^ *#(?! bp-).*\n/gm, "");
+
+  test("the bundle variant differs in what installs and starts the gate, and in nothing else", () => {
+    const source = withoutComments(GATE)
+      .replaceAll(/ +- '(sync-providers\.ts|package\.json)'\n/g, "")
+      .replaceAll("'package-lock.json'", "'.gitea/sync-providers.mjs'")
+      .replace("      - name: Install the gate\n        run: npm ci --omit=dev --ignore-scripts\n", "")
+      .replace('          TSX_DISABLE_CACHE: "1"\n', "")
+      .replace("npx tsx sync-providers.ts", "node .gitea/sync-providers.mjs");
+    equal(withoutComments(BUNDLE_VARIANT), source);
+  });
+
+  const { jobs, root } = parseWorkflow(readFileSync(MATRIX_VARIANT, "utf8"));
+  const { "fail-fast": failFast, matrix } = toMapping(jobs[0]?.strategy);
+  const pairs = toMappings(toMapping(matrix).include);
+
+  test("the matrix variant differs in its pairs, and in nothing else", () => {
+    const [pair] = pairs;
+    const single = withoutComments(MATRIX_VARIANT)
+      .replace(/ {4}strategy:\n( {6}.*\n)+/, "")
+      .replaceAll(/ +- '.*models\.yaml.*'\n/g, "")
+      .replace("Compare ${{ matrix.name }} against its", "Compare synced providers.yaml against controlplane")
+      .replace(" canonical file\n", " canonical\n")
+      .replace(/\$\{\{ matrix\.([\w-]+) \}\}/g, (_all, key) => String(pair?.[key]));
+    equal(single, withoutComments(GATE));
+  });
+
+  test("a pair that fails does not cancel the others", () => equal(failFast, false));
+
+  test("each pair has its own commit status, and its files are in the paths", () => {
+    deepEqual(
+      pairs.map(({ name }) => name),
+      ["providers.yaml", "models.yaml"],
+    );
+    const paths = JSON.stringify(toMapping(toMapping(root.on).push).paths);
+    for (const { copy, pin } of pairs) {
+      ok(paths.includes(JSON.stringify(copy)) && paths.includes(JSON.stringify(pin)));
+    }
+  });
+});
+
+describe("the last step of the workflow", () => {
+  const { last } = parseWorkflow(readFileSync(GATE, "utf8"));
+  const title = "The scheduled run of sync-providers-yaml failed";
+
+  /** Runs the script of the step as the runner does, with a curl that notes its arguments. */
+  async function runLastStep(issuesUrl: string) {
+    using folder = createFolder({
+      curl: `#!/bin/sh\necho "$0 $*" >> "${"$"}{0%/*}/args"\nPATH="${"$"}{PATH#*:}" exec curl "$@"\n`,
+    });
+    chmodSync(join(folder.path, "curl"), 0o755);
+    const env = {
+      AUTO_SYNC_TOKEN: TOKEN,
+      TOKEN,
+      ISSUES: issuesUrl,
+      RUNS: "https://git.example.com/acme/app/actions",
+      TITLE: String(toMapping(last.env).TITLE),
+      PATH: `${folder.path}:${process.env.PATH}`,
+    };
+    const run = await runCommand(
+      ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", String(last.run)],
+      env,
+    );
+    return { ...run, args: readFileSync(join(folder.path, "args"), "utf8") };
+  }
+
+  test("a failed night opens one issue, the next none, and after it was closed the next opens a new one", async () => {
+    const issues: { title: string; body: string; isOpen: boolean }[] = [];
+    using gitea = await startGitea({
+      issues: (socket, request) => {
+        if (request.method === "POST") {
+          issues.push({ ...JSON.parse(request.body), isOpen: true });
+          respondJson(201, { number: issues.length })(socket, request);
+        } else {
+          respondJson(
+            200,
+            issues.filter(({ isOpen }) => isOpen),
+          )(socket, request);
+        }
+      },
+    });
+    const url = `${gitea.url}/api/v1/repos/acme/app/issues`;
+    const first = await runLastStep(url);
+    equal(first.exitCode, 0, first.stderr);
+    deepEqual(issues, [
+      {
+        title,
+        body: "See https://git.example.com/acme/app/actions, and close this issue when it is fixed.",
+        isOpen: true,
+      },
+    ]);
+    equal((await runLastStep(url)).log, "The issue is open already.");
+    equal(issues.length, 1);
+    issues[0] = { title, body: "", isOpen: false };
+    await runLastStep(url);
+    equal(issues.length, 2);
+    ok(gitea.requests.every(({ headers }) => headers.get("authorization") === `token ${TOKEN}`));
+    ok(!first.args.includes(TOKEN), "the token is in an argument");
+  });
+
+  test("the captured answer of Gitea 1.26.4 without issues opens one, and one about something else does not matter", async () => {
+    for (const name of ["gitea-1.26.4-job-token-issues-none", "gitea-1.26.4-job-token-issues-one"]) {
+      using gitea = await startGitea({ issues: [play(name), play("gitea-1.26.4-job-token-issue-created")] });
+      equal((await runLastStep(`${gitea.url}/api/v1/repos/acme/app/issues`)).exitCode, 0);
+      deepEqual(
+        gitea.requests.map(({ method }) => method),
+        ["GET", "POST"],
+      );
+      equal(gitea.requests[0]?.target, "/api/v1/repos/acme/app/issues?state=open&type=issues&q=sync-providers-yaml");
+    }
+  });
+
+  const down: { name: string; issues: Responder[] }[] = [
+    { name: "is down", issues: [hangUp()] },
+    { name: "answers 500", issues: [respond(500)] },
+    { name: "does not take the issue", issues: [respondJson(200, []), respond(403)] },
+  ];
+  for (const { name, issues } of down) {
+    test(`a tracker that ${name} fails the step`, async () => {
+      using gitea = await startGitea({ issues });
+      notEqual((await runLastStep(`${gitea.url}/api/v1/repos/acme/app/issues`)).exitCode, 0);
+    });
+  }
 });
