@@ -120,6 +120,13 @@ function checkVerdict({ exitCode, log, verdict }: Run, { want, ...says }: Pick<R
   ok(notInLog === undefined || !notInLog.test(log), log);
 }
 
+const BUNDLE = "dist/sync-providers.mjs";
+
+before(async () => {
+  const { exitCode, log } = await runCommand(["npm", "run", "bundle"]);
+  equal(exitCode, 0, log);
+});
+
 /** What makes a started process count for the coverage. */
 const COVERAGE = { NODE_V8_COVERAGE: process.env.NODE_V8_COVERAGE };
 
@@ -1729,7 +1736,11 @@ describe("the summary", () => {
   });
 
   const none = [
-    { name: "a text that is not YAML", copy: "a: b: c", want: /^summary {4}none: Nested mappings/ },
+    {
+      name: "a text that is not YAML",
+      copy: "a: b: c",
+      want: /^summary {4}none: Nested mappings are not allowed in compact mappings at line 1, column 4$/,
+    },
     { name: "a list", copy: "- a", want: /^summary {4}none: a file is not a YAML mapping$/ },
     { name: "an empty file", copy: "", want: /^summary {4}none: a file is not a YAML mapping$/ },
     {
@@ -2035,14 +2046,7 @@ test("a line of the log is cut after 1,000 characters", async () => {
 // Section 11: start
 // ------------------------------------------------------------------------------------------------
 
-const BUNDLE = "dist/sync-providers.mjs";
-
 describe("the real command", { concurrency: 4 }, () => {
-  before(async () => {
-    const { exitCode, log } = await runCommand(["npm", "run", "bundle"]);
-    equal(exitCode, 0, log);
-  });
-
   const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
   const isInstalled = (name: string) =>
     (process.env.PATH ?? "").split(":").some((path) => existsSync(join(path, name)));
@@ -2514,4 +2518,180 @@ describe("the last step of the workflow", () => {
       notEqual((await runLastStep(`${gitea.url}/api/v1/repos/acme/app/issues`)).exitCode, 0);
     });
   }
+});
+
+// ------------------------------------------------------------------------------------------------
+// The documents and the packages
+// ------------------------------------------------------------------------------------------------
+
+const README = readFileSync("README.md", "utf8");
+
+/** The code in a marked block of the README. */
+function codeOf(block: string): string {
+  const [, code] =
+    new RegExp(`<!-- ${block} -->\n\`\`\`\\w+\n([\\s\\S]*?)\n\`\`\`\n<!-- /${block} -->`).exec(README) ?? [];
+  ok(code !== undefined, block);
+  return code;
+}
+
+describe("the README", () => {
+  test("what a failed run looks like is what it prints", async () => {
+    using gitea = await startGitea();
+    const env = {
+      GITHUB_EVENT_NAME: "schedule",
+      AUTO_SYNC_TOKEN: TOKEN,
+      SYNC_CANONICAL_SERVER: gitea.url,
+      SYNC_COPY_PATH: DRIFTED_PATH,
+      SYNC_PIN_PATH: "fixtures/providers.sha256",
+    };
+    const { log } = await runCommand(gateCommand(), env);
+    equal(log.replaceAll(gitea.url, "https://git.example.com"), codeOf("drift"));
+  });
+
+  test("the replay is skipped, as the README says", async () => {
+    checkVerdict(await runCommand(["bash", "-c", codeOf("replay")]), { want: "skipped" });
+  });
+
+  const names = `in-sync written skipped drift token-missing pin-mismatch usage unverified copy-unreadable
+    pin-unreadable write-failed token-rejected token-scope repo-not-visible repo-archived ref-not-found file-not-found
+    redirected too-large unreachable timeout server-error bad-response AUTO_SYNC_TOKEN SYNC_CANONICAL_SERVER
+    SYNC_CANONICAL_REPO SYNC_CANONICAL_PATH SYNC_CANONICAL_REF SYNC_COPY_PATH SYNC_PIN_PATH SYNC_ALLOW_HTTP
+    SYNC_TIMEOUT_SECONDS GITHUB_EVENT_NAME GITHUB_EVENT_PATH NODE_EXTRA_CA_CERTS`;
+  for (const name of names.split(/\s+/)) {
+    test(`a table of the README names ${name}`, () => match(README, new RegExp(`^\\|.*\`${name}\``, "m")));
+  }
+
+  for (const path of ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "fixtures/README.md"]) {
+    test(`${path}: every link leads to a file or a heading`, () => {
+      const text = readFileSync(path, "utf8");
+      for (const [, target = ""] of text.matchAll(/\]\(([^)]+)\)/g)) {
+        const [file = "", heading = ""] = target.split("#");
+        const linked = join(path, "..", file === "" ? (path.split("/").at(-1) ?? "") : file);
+        ok(existsSync(linked), target);
+        const headings = readFileSync(linked, "utf8")
+          .toLowerCase()
+          .matchAll(/^#+ (.*)$/gm);
+        const anchors = [...headings].map(([, words = ""]) => words.replace(/[^\w -]/g, "").replaceAll(" ", "-"));
+        ok(heading === "" || anchors.includes(heading), target);
+      }
+    });
+  }
+});
+
+describe("the steps of adopting the gate", { concurrency: 4 }, () => {
+  const otherNames = `
+    export SYNC_CANONICAL_REPO=acme/registry
+    export SYNC_CANONICAL_PATH=config/internal/providers/providers.yaml
+    export SYNC_COPY_PATH=vendor/internal/providers/providers.yaml
+    export SYNC_PIN_PATH=vendor/pins/models.sha256`;
+
+  /** Runs the steps in a new repository beside a clone of this project, whose packages are installed. */
+  async function adopt(root: string, { variant, names }: { variant: string; names: string }): Promise<Run> {
+    using gitea = await startGitea();
+    const script = `
+      set -eu
+      npm() {
+        if [ "$1" = pkg ]; then command npm "$@"; return; fi
+        mkdir node_modules && ln -s "$PROJECT"/node_modules/{*,.bin} node_modules
+      }
+      cd "$ROOT" && ln -s "$PROJECT" sync-providers && mkdir repository && cd repository
+      git init -q . && git config user.name gate && git config user.email gate@example.com
+      ${codeOf("names")}
+      ${names}
+      export SYNC_CANONICAL_SERVER=${gitea.url}
+      ${codeOf(variant)}
+      ${codeOf("rename")}
+      ${codeOf("first-copy")}
+      git status --short
+      GITHUB_EVENT_NAME=push $gate`;
+    const withoutInstall = script.replace("(cd ../sync-providers && npm ci && npm run bundle)", "");
+    const project = { PROJECT: resolve("."), ROOT: root, AUTO_SYNC_TOKEN: TOKEN };
+    return await runCommand(["bash", "-c", withoutInstall], project);
+  }
+
+  for (const variant of ["bundle", "source"]) {
+    test(`the ${variant}, at other names, up to a run that passes and a clean work tree`, async () => {
+      using folder = createFolder();
+      const run = await adopt(folder.path, { variant, names: otherNames });
+      checkVerdict(run, { want: "in-sync", log: /The pin agrees\.$/ });
+      match(
+        run.log,
+        /\nwritten: Wrote "vendor\/internal\/providers\/providers\.yaml" and "vendor\/pins\/models\.sha256"/,
+      );
+      ok(!/^( M|\?\?|A ) /m.test(run.log), run.log);
+      const { root, jobs } = parseWorkflow(
+        readFileSync(join(folder.path, "repository/.gitea/workflows/sync-providers-yaml.yml"), "utf8"),
+      );
+      deepEqual(jobs[0]?.env, {
+        SYNC_CANONICAL_REPO: "acme/registry",
+        SYNC_CANONICAL_PATH: "config/internal/providers/providers.yaml",
+        SYNC_COPY_PATH: "vendor/internal/providers/providers.yaml",
+        SYNC_PIN_PATH: "vendor/pins/models.sha256",
+      });
+      const { paths } = toMapping(toMapping(root.on).push);
+      deepEqual(Array.isArray(paths) && paths.slice(0, 2), [
+        "vendor/internal/providers/providers.yaml",
+        "vendor/pins/models.sha256",
+      ]);
+    });
+  }
+
+  test("with the names of molecule-core the workflow is not changed", async () => {
+    using folder = createFolder();
+    await adopt(folder.path, { variant: "bundle", names: "" });
+    const adopted = join(folder.path, "repository/.gitea/workflows/sync-providers-yaml.yml");
+    equal(readFileSync(adopted, "utf8"), readFileSync(BUNDLE_VARIANT, "utf8"));
+  });
+});
+
+describe("the fixtures", () => {
+  const own = readFileSync("sync-providers.test.ts", "utf8") + readFileSync("fixtures/gitea-server.ts", "utf8");
+  for (const file of readdirSync("fixtures/responses")) {
+    test(`${file} is played by a row`, () => ok(own.includes(`"${file.replace(".http", "")}"`)));
+  }
+
+  test("npm start shows a run that passes", async () => {
+    const { exitCode, log } = await runCommand(["npm", "start", "--silent"]);
+    equal(exitCode, 0, log);
+    match(log, /\nin-sync: .*\n\(exit code 0\)$/);
+  });
+
+  test("npm start -- drift shows a run that fails, the re-sync and a run that passes, on less than a page", async () => {
+    const { exitCode, log } = await runCommand(["npm", "start", "--silent", "--", "drift"]);
+    equal(exitCode, 0, log);
+    match(log, /\n::error::drift: [\s\S]*\nwritten: Wrote [\s\S]*\nin-sync: .*\n\(exit code 0\)$/);
+    ok(log.split("\n").length < 60);
+  });
+});
+
+describe("the packages", () => {
+  const lock = toMapping(JSON.parse(readFileSync("package-lock.json", "utf8")));
+  const packages = Object.entries(toMapping(lock.packages)).filter(([path]) => path !== "");
+
+  test("the lock file has a version and an integrity sum for each package, and no address", () => {
+    for (const [path, value] of packages) {
+      const { version, integrity, resolved } = toMapping(value);
+      deepEqual([typeof version, typeof integrity, typeof resolved], ["string", "string", "undefined"], path);
+    }
+  });
+
+  test("a runner installs five packages, and esbuild's binary for its platform", () => {
+    const installed = packages.filter(([, value]) => {
+      const { dev, os, optional } = toMapping(value);
+      return [dev, os, optional].every((mark) => mark === undefined);
+    });
+    deepEqual(installed.map(([path]) => path.replace("node_modules/", "")).sort(), [
+      "diff",
+      "esbuild",
+      "tsx",
+      "undici",
+      "yaml",
+    ]);
+  });
+
+  test("CI runs the README's test command", () => {
+    match(readFileSync(".ci/run", "utf8"), /^npm cit$/m);
+    match(README, /^npm cit$/m);
+    match(readFileSync(CI, "utf8"), /run: bash \.ci\/run$/m);
+  });
 });

@@ -1173,12 +1173,12 @@ function quote(text: string): string {
   return `"${text.replaceAll('"', "'")}"`;
 }
 
-/** The message of an error without a full stop. An AggregateError (several addresses failed) has several. */
+/** The first line of an error's message, without a full stop. An AggregateError (several addresses failed) has several. */
 function errorText(error: unknown): string {
   if (error instanceof AggregateError) {
     return error.errors.map(errorText).join("; ");
   }
-  return (error instanceof Error ? error.message : String(error)).replace(/\.$/, "");
+  return (error instanceof Error ? error.message : String(error)).replace(/[.:]?(\n.*)?$/s, "");
 }
 
 /** The `code` of an error of Node, undici or OpenSSL, or else its name. */
