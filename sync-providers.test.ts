@@ -696,6 +696,13 @@ describe("--help", () => {
       want: "drift",
       requests: 0,
     },
+    {
+      name: "an empty name of a file",
+      ...replay,
+      args: ["--replay", ""],
+      want: "usage",
+      log: 'Cannot replay "": ENOENT',
+    },
     { name: "no file to replay", ...replay, want: "usage", log: /Cannot replay ".*": ENOENT/ },
     {
       name: "a file to replay that is not JSON, and is not quoted",
@@ -1037,6 +1044,7 @@ testRows("a local canonical file", [
     want: "file-not-found",
     log: /canonical file "none": ENOENT/,
   },
+  { name: "it is a Git LFS pointer", args: ["--canonical", "DIR/a"], files: { a: LFS_POINTER }, want: "bad-response" },
   {
     name: "the copy itself, by another spelling, compares nothing",
     args: ["--canonical", "fixtures/../fixtures/providers.yaml"],
@@ -1521,6 +1529,12 @@ describe("proxies, as with curl", { concurrency: 16 }, () => {
     equal(proxy.requests[0]?.target, "http://gitea.test/api/v1/repos/molecule-ai/molecule-controlplane");
   });
 
+  test("proxy: the size of an answer through it is limited too", async () => {
+    using proxy = await startGitea({ file: sendEndless });
+    const env = { SYNC_CANONICAL_SERVER: "http://gitea.test", SYNC_ALLOW_HTTP: "1", http_proxy: proxy.url };
+    checkVerdict(await runGate([], { ...pushEnv(""), ...env }), { want: "too-large" });
+  });
+
   test("proxy: https: goes through a tunnel, with the user name and password for the proxy", async () => {
     using gitea = await startGitea({}, { certificate: "valid" });
     const tunnel: Responder = (socket) => {
@@ -1680,6 +1694,14 @@ test("answers damaged at random pass only if the bytes of the file arrived", asy
       files: { "copy.yaml": crlf },
       want: "drift",
       log: /differs from the canonical file only in line endings\. Disable .*copy\.yaml -text" in \.gitattributes\), then re-sync\.$/,
+    },
+    {
+      name: "a carriage return alone is more than a line ending",
+      args: LOCAL,
+      env: { SYNC_COPY_PATH: "DIR/copy.yaml" },
+      files: { "copy.yaml": `\r${crlf}` },
+      want: "drift",
+      notInLog: /gitattributes/,
     },
     {
       name: "a missing final newline is more than a line ending",
@@ -2022,9 +2044,9 @@ testRows("foreign text", [
   },
   {
     name: "a name of a file that is a command",
-    env: { SYNC_COPY_PATH: "\n::error::x" },
+    env: { SYNC_COPY_PATH: "x\n::error::y" },
     want: "copy-unreadable",
-    log: 'Cannot read the copy "::error::x"'.replaceAll("::", ": :"),
+    log: 'Cannot read the copy "x\\u{a}: :error: :y"',
   },
   {
     name: "a default setting that contains the token is still a setting",

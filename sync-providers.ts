@@ -4,12 +4,12 @@
  *
  *   npx tsx sync-providers.ts --help
  *
- * A run that compared nothing never passes. The one exception is a pull request from a fork: forks get no secrets, so
- * without a token that can read the canonical repository, the gate prints a warning and passes.
+ * Only one kind of run passes without a comparison: a pull request from a fork, which gets no secrets. Without a token
+ * that can read the canonical repository, the gate prints a warning and passes.
  *
  * The token is read in section 3 and sent in section 7, in one header to one server. It goes nowhere else.
  *
- * The pin, if there is one, is a file that contains the sha256 of the copy. It tells which side of a drift has changed.
+ * The pin, if there is one, is a file that contains the sha256 of the copy. It shows which file has changed.
  *
  * The sections are in the order of a run, and callers stand above the functions that they call:
  *
@@ -63,7 +63,7 @@ async function check(settings: Settings, print: Print): Promise<Verdict> {
   print(`copy       ${describeFile(copy)}`);
   const pin = readPin(settings);
   print(`pin        ${describePin(pin, copy)}`);
-  if (!canCompare(settings)) {
+  if (lacksToken(settings)) {
     print("token      AUTO_SYNC_TOKEN is not set");
     return context.trusted ? tokenMissing(context, settings) : skip(copy, pin);
   }
@@ -88,7 +88,7 @@ async function check(settings: Settings, print: Print): Promise<Verdict> {
 /** Writes the canonical file over the copy, and its sha256 into the pin. */
 async function resync(settings: Settings, print: Print): Promise<Verdict> {
   const { copyPath } = settings;
-  if (!canCompare(settings)) {
+  if (lacksToken(settings)) {
     const message = "AUTO_SYNC_TOKEN is not set, so nothing was written.";
     return { status: "token-missing", message, remedy: TOKEN_PROMPT };
   }
@@ -129,7 +129,7 @@ export const EXIT_CODES = {
   "token-missing": 1, // a trusted run, or a re-sync, without a token
   "pin-mismatch": 1, // the copy is not what the pin says
   usage: 2, // a flag or setting is wrong
-  unverified: 3, // there is no comparison that counts; the reason says why
+  unverified: 3, // there is no valid comparison; the reason says why
 } as const;
 
 export type Status = keyof typeof EXIT_CODES;
@@ -214,7 +214,7 @@ function toVerdict(error: unknown, print: Print): Verdict {
   return { status: "unverified", message, remedy: "Please report it, with the stack above." };
 }
 
-/** Prints the verdict, the last line of the log: as an annotation, unless the run passed. */
+/** Prints the verdict, the last line of the log: as an annotation, if the run failed or was skipped. */
 function printVerdict({ status, reason, message, remedy }: Verdict, print: Print): void {
   const name = reason === undefined ? status : `${status} (${reason})`;
   const text = `${name}: ${message} ${remedy}`.trim();
@@ -268,9 +268,9 @@ Exit codes
   0  in-sync, written, or skipped (a pull request from a fork, without a token)
   1  drift, token-missing, pin-mismatch
   2  usage: a flag or setting is wrong
-  3  unverified: there is no comparison that counts`;
+  3  unverified: there is no valid comparison`;
 
-/** Reads and checks the settings. What is not set is empty. Throws a `usage` failure. */
+/** Reads and checks the settings. A variable that is not set is empty. Throws a `usage` failure. */
 function readSettings(argv: readonly string[], env: Env) {
   const flags = parseFlags(argv);
   const variable = (name: string, fallback = "") => env[name]?.trim() || fallback;
@@ -280,7 +280,7 @@ function readSettings(argv: readonly string[], env: Env) {
     eventName: variable("GITHUB_EVENT_NAME"),
     eventPath: variable("GITHUB_EVENT_PATH"),
     /** A captured event that replaces the one of the run. */
-    replayPath: flags.replay ?? "",
+    replayPath: flags.replay,
     token: variable("AUTO_SYNC_TOKEN"),
     /** The base URL of the server that is sent the token. */
     server: variable("SYNC_CANONICAL_SERVER", variable("GITHUB_SERVER_URL")),
@@ -292,7 +292,7 @@ function readSettings(argv: readonly string[], env: Env) {
     /** A branch, a tag or a commit of that repository. */
     ref: variable("SYNC_CANONICAL_REF", DEFAULTS.SYNC_CANONICAL_REF),
     /** A local file that replaces the one on the server. */
-    localCanonical: flags.canonical ?? "",
+    localCanonical: flags.canonical,
     copyPath: flags.copy ?? variable("SYNC_COPY_PATH", DEFAULTS.SYNC_COPY_PATH),
     pinPath: variable("SYNC_PIN_PATH"),
     timeoutMs: 1000 * Number(variable("SYNC_TIMEOUT_SECONDS", DEFAULTS.SYNC_TIMEOUT_SECONDS)),
@@ -314,7 +314,7 @@ function parseFlags(argv: readonly string[]) {
   try {
     return parseArgs({ args: [...argv], options }).values;
   } catch (error) {
-    // Node's other sentences explain positional arguments, and there are none.
+    // The other sentences of Node's message explain positional arguments, and there are none.
     const [sentence] = errorText(error).split(". ");
     throw usage(`Cannot read the flags: ${sentence}.`, "See --help.");
   }
@@ -345,7 +345,7 @@ function checkSettings({ token, repo, canonicalPath, ref, timeoutMs }: Settings)
 /** A shorter token could match ordinary words of the log, and redact them. */
 const MIN_TOKEN_LENGTH = 8;
 
-/** False for text that would break the header. Gitea's tokens have 40 hex digits. */
+/** False for text that is no token: white space would break the header, and quotes are left by secret managers. */
 function isToken(text: string): boolean {
   return text.length >= MIN_TOKEN_LENGTH && /^[\x21-\x7e]+$/.test(text) && !/["']/.test(text);
 }
@@ -355,9 +355,9 @@ function isCleanPath(path: string): boolean {
   return path.split("/").every((segment) => !/^\.{0,2}$/.test(segment));
 }
 
-/** A replay needs a token even with --canonical: so it can show what a run without a token does. */
-function canCompare({ token, localCanonical, replayPath }: Settings): boolean {
-  return token !== "" || (localCanonical !== "" && replayPath === "");
+/** A local canonical file needs no token, except in a replay: it shows what the run would do without one. */
+function lacksToken({ token, localCanonical, replayPath }: Settings): boolean {
+  return token === "" && (localCanonical === undefined || replayPath !== undefined);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ export interface Context {
 
 /** The context of this run, or of a captured event. Throws a `usage` failure if there is nothing to replay. */
 function readContext({ eventName, eventPath, replayPath }: Settings): Context {
-  if (replayPath !== "") {
+  if (replayPath !== undefined) {
     return replayContext(replayPath, eventName);
   }
   if (eventName !== "pull_request") {
@@ -385,8 +385,7 @@ function readContext({ eventName, eventPath, replayPath }: Settings): Context {
   try {
     return classify(eventName, readJson(eventPath));
   } catch (error) {
-    const why = `the payload cannot be read: ${errorText(error)}`;
-    return { event: eventName, case: 4, trusted: true, why };
+    return createContext(eventName, [4, `the payload cannot be read: ${errorText(error)}`]);
   }
 }
 
@@ -418,59 +417,61 @@ function readJson(path: string): unknown {
   }
 }
 
+/** The context of an event. Only pull requests need the payload, which is the event JSON. */
+export function classify(event: string, payload: unknown): Context {
+  return createContext(event, findCase(event, payload));
+}
+
+type CaseAndReason = readonly [number: 1 | 2 | 3 | 4, why: string];
+
+function createContext(event: string, [number, why]: CaseAndReason): Context {
+  return { event, case: number, trusted: number !== 3, why };
+}
+
 /**
  * The case table:
  *
  *   1  push, schedule, workflow_dispatch         trusted: it runs in the repository itself
  *   2  pull_request from the same repository     trusted: it gets the secrets
  *   3  pull_request from a fork                  not trusted: it gets no secrets
- *   4  anything else, or a payload that does not say where a pull request comes from: trusted, to be safe
+ *   4  anything else, or a payload that does not say where a pull request comes from: trusted, so that a missing token
+ *      fails the run
  *
- * The flag `head.repo.fork` comes last: it says whether the head is a fork of anything, so it is true for the
+ * The flag `head.repo.fork` is the last resort: it says whether the head is a fork of anything, so it is true for the
  * branches of a repository that is a fork itself (measured on Gitea 1.22 to 1.27).
- *
- * @param payload The event JSON. Only pull requests need it.
  */
-export function classify(event: string, payload: unknown): Context {
+function findCase(event: string, payload: unknown): CaseAndReason {
   if (event === "push" || event === "schedule" || event === "workflow_dispatch") {
-    return { event, case: 1, trusted: true, why: "it runs in the repository itself" };
+    return [1, "it runs in the repository itself"];
   }
-  const unknown = (why: string): Context => ({ event, case: 4, trusted: true, why });
   if (event !== "pull_request") {
-    return unknown("the case table does not name this event");
+    return [4, "the case table does not name this event"];
   }
-  const same = (why: string): Context => ({
-    event,
-    case: 2,
-    trusted: true,
-    why: `the same repository: ${why}`,
-  });
-  const fork = (why: string): Context => ({ event, case: 3, trusted: false, why: `a fork: ${why}` });
   const head = valueAt(payload, "pull_request", "head", "repo");
   const base = valueAt(payload, "pull_request", "base", "repo");
   if (valueAt(payload, "pull_request", "head", "label") === "") {
-    return fork("head.label is empty (pushed to refs/for/, the AGit flow)");
+    return [3, "a fork: head.label is empty (pushed to refs/for/, the AGit flow)"];
   }
   if (head === null) {
-    return fork("head.repo is null (the fork was deleted)");
+    return [3, "a fork: head.repo is null (the fork was deleted)"];
   }
   const headId = valueAt(head, "id");
   const baseId = valueAt(base, "id");
   if (isId(headId) && isId(baseId)) {
     const ids = `head.repo.id is ${headId}, base.repo.id is ${baseId}`;
-    return headId === baseId ? same(ids) : fork(ids);
+    return headId === baseId ? [2, `the same repository: ${ids}`] : [3, `a fork: ${ids}`];
   }
   switch (valueAt(head, "fork")) {
     case true:
-      return fork("head.repo.fork is true");
+      return [3, "a fork: head.repo.fork is true"];
     case false:
-      return same("head.repo.fork is false");
+      return [2, "the same repository: head.repo.fork is false"];
     default:
-      return unknown("the payload does not say where the pull request comes from");
+      return [4, "the payload does not say where the pull request comes from"];
   }
 }
 
-/** Larger numbers are rounded, so two different ids could be equal. */
+/** Unsafe integers are rounded, so two different ids could be equal. */
 function isId(value: unknown): value is number {
   return Number.isSafeInteger(value) && Number(value) > 0;
 }
@@ -532,7 +533,7 @@ function readPin({ pinPath: path }: Settings): Pin | undefined {
 /** Far more than any list of providers has. */
 const MAX_FILE_BYTES = 10 * 1024 * 1024;
 
-/** Reads a file of the checkout. A symbolic link could lead out of it. */
+/** Reads a file of the checkout. It must not be a symbolic link, which could lead out of the checkout. */
 function readRegularFile(path: string, name: string, reason: Reason): Buffer {
   try {
     const stat = fs.lstatSync(path);
@@ -548,7 +549,7 @@ function readRegularFile(path: string, name: string, reason: Reason): Buffer {
   }
 }
 
-/** True for a dangling link too: something could be written through it. */
+/** True for a dangling link too: writing would follow it. */
 function exists(path: string): boolean {
   try {
     fs.lstatSync(path);
@@ -601,13 +602,17 @@ export interface CanonicalFile extends FileContent {
 
 async function readCanonical(settings: Settings, print: Print): Promise<CanonicalFile> {
   let canonical: CanonicalFile;
-  if (settings.localCanonical === "") {
+  if (settings.localCanonical === undefined) {
     checkServer(settings);
     print(`token      AUTO_SYNC_TOKEN, sent to ${quote(settings.server)} only`);
     canonical = await fetchCanonical(settings, print);
   } else {
     print("token      not sent: --canonical names a local file");
-    canonical = readLocalCanonical(settings);
+    canonical = readLocalCanonical(settings.localCanonical, settings.copyPath);
+  }
+  if (isLfsPointer(canonical.bytes)) {
+    const message = `The canonical file ${quote(canonical.path)} is a Git LFS pointer.`;
+    throw unverified("bad-response", message, "Keep the canonical file out of Git LFS.");
   }
   print(`canonical  ${describeFile(canonical)}, ${canonical.origin}`);
   return canonical;
@@ -640,8 +645,8 @@ function isLoopback({ hostname }: URL): boolean {
 }
 
 /**
- * Fetches the file in three steps, so that every 404 has one meaning, and by commit: for a ref that does not exist,
- * Gitea 1.25 sends the file of the default branch.
+ * Fetches the file in three requests, so that every 404 has one meaning. The file is requested by commit, because for a
+ * ref that does not exist Gitea 1.25 sends the file of the default branch.
  */
 async function fetchCanonical(settings: Settings, print: Print): Promise<CanonicalFile> {
   const { repo, canonicalPath, ref } = settings;
@@ -672,8 +677,8 @@ async function fetchCanonical(settings: Settings, print: Print): Promise<Canonic
   if (!matchesBlobId(response)) {
     throw unverified("bad-response", `Cannot ${action}: the answer does not match the blob id in its ETag.`);
   }
-  if (isLfsPointer(response.body) || response.headers["x-gitea-object-type"] === "symlink") {
-    throw unverified("bad-response", `Cannot ${action}: it is a Git LFS pointer or a symbolic link.`);
+  if (response.headers["x-gitea-object-type"] === "symlink") {
+    throw unverified("bad-response", `Cannot ${action}: it is a symbolic link.`);
   }
   const origin = `from ${quote(repo)} at ${quote(ref)}, commit ${sha}`;
   return { ...toFileContent(canonicalPath, response.body), origin };
@@ -695,7 +700,7 @@ function matchesBlobId({ headers, body }: ApiResponse): boolean {
   return hash.update(`blob ${body.length}\0`).update(body).digest("hex") === id;
 }
 
-function readLocalCanonical({ localCanonical: path, copyPath }: Settings): CanonicalFile {
+function readLocalCanonical(path: string, copyPath: string): CanonicalFile {
   const realPath = fs.existsSync(path) ? fs.realpathSync(path) : path;
   if (fs.existsSync(copyPath) && fs.realpathSync(copyPath) === realPath) {
     throw usage("The copy and the canonical file are the same file.", "Compare two files.");
@@ -773,7 +778,7 @@ async function get(session: Session, request: ApiRequest, attempt = 1): Promise<
 async function getOnce({ settings, deadline }: Session, request: ApiRequest): Promise<ApiResponse> {
   const limitMs = Math.min(deadline - performance.now(), settings.timeoutMs * ATTEMPT_SHARE);
   const message = `Cannot ${request.action}: no complete answer in ${(limitMs / 1000).toFixed(1)} s.`;
-  // A package that is not installed is no fault of the network, so this is not done in exchange().
+  // Not in exchange(): a package that is not installed is not a fault of the network.
   const undici = await import("undici");
   const dispatcher = createDispatcher(undici, settings);
   const timer = new AbortController();
@@ -806,15 +811,16 @@ function createDispatcher(undici: Undici, { server, env }: Settings): Dispatcher
     return new undici.EnvHttpProxyAgent({
       httpProxy: url,
       httpsProxy: url,
-      noProxy: env.no_proxy || env.NO_PROXY || "",
-      // As with curl, only https: goes through a tunnel.
+      noProxy: (env.no_proxy || env.NO_PROXY || "").trim(),
+      // As with curl, plain http: is sent to a proxy without a tunnel. For https: there always is one.
       proxyTunnel: false,
-      maxResponseSize: MAX_FILE_BYTES,
       // By default Node tries each address of a name for 250 ms, which is not enough for a slow network.
       connect: { timeout: 0, autoSelectFamilyAttemptTimeout: 2500 },
-      // By default undici 7 connects again and again if a proxy hangs up.
       factory: (origin, options: Client.Options) => {
-        const client = new undici.Client(origin, options);
+        // The limit of an attempt replaces undici's timeouts.
+        const limits = { maxResponseSize: MAX_FILE_BYTES, headersTimeout: 0, bodyTimeout: 0 };
+        const client = new undici.Client(origin, { ...options, ...limits });
+        // By default undici 7 connects again and again if a proxy hangs up.
         return client.on("connectionError", (_origin, _targets, error) => void client.destroy(error));
       },
     });
@@ -830,7 +836,7 @@ function findProxy(server: URL, env: Env): { name: string; url: string } {
   const names = [`${scheme}_proxy`, `${scheme.toUpperCase()}_PROXY`, "all_proxy", "ALL_PROXY"];
   const name = names.find((variable) => env[variable]?.trim()) ?? "";
   const text = env[name]?.trim() ?? "";
-  // Plain http: is allowed to the loopback because it does not leave this machine.
+  // Never for the loopback: plain http: is allowed there because it does not leave this machine.
   if (text === "" || isLoopback(server)) {
     return { name, url: "" };
   }
@@ -869,7 +875,7 @@ function connectionFailure(error: unknown, action: string, server: string): Fail
     return unverified("too-large", `Cannot ${action}: the answer has more than ${MAX_FILE_BYTES} bytes.`);
   }
   const message = `Cannot ${action} at ${quote(server)}: ${code}, ${quote(text)}.`;
-  if (/CERT|SSL|TLS|VERIFY|ALTNAME/.test(code)) {
+  if (/CERT|SSL|TLS|VERIFY/.test(code)) {
     const remedy =
       "Check the certificate and the runner's clock. Node ignores the system's CA store: set NODE_EXTRA_CA_CERTS.";
     return unverified("unreachable", message, remedy);
@@ -904,18 +910,24 @@ function checkStatus({ action, notFound }: ApiRequest, response: ApiResponse): v
   if (status >= 500 || status === 408 || status === 429) {
     throw transient("server-error", message, 1000 * (Number(headers["retry-after"]) || 0));
   }
-  // A proxy answers 404 while the server restarts.
+  // Something in front of the server may answer 404 while the server restarts.
   throw status === 404 ? transient("bad-response", message) : unverified("bad-response", message);
 }
 
-/** What an answer says: the message of an error, the title of a page, or else the first line. */
+/** What an answer says: its status, its text, and who sent it. */
 function describeAnswer({ status, headers, body }: ApiResponse): string {
-  const text = body.toString().trim();
-  const message = valueAt(parseJson(body), "message");
-  const title = /<title>([^<]*)</i.exec(text)?.[1]?.trim();
-  const said = typeof message === "string" ? message : (title ?? text.replace(/\n.*/s, ""));
   const sender = headers.server === undefined ? "" : ` (Server: ${quote(String(headers.server))})`;
-  return `${status}, ${quote(said)}${sender}`;
+  return `${status}, ${quote(findText(body))}${sender}`;
+}
+
+/** The message of an error of Gitea, the title of a page, or else the first line. */
+function findText(body: Buffer): string {
+  const message = valueAt(parseJson(body), "message");
+  if (typeof message === "string") {
+    return message;
+  }
+  const text = body.toString().trim();
+  return /<title>([^<]*)</i.exec(text)?.[1]?.trim() ?? text.replace(/\n.*/s, "");
 }
 
 /** Undefined if it is not JSON. */
@@ -946,18 +958,18 @@ export function compare(copy: FileContent, pin: Pin | undefined, canonical: File
 
 function drift(copy: FileContent, pin: Pin | undefined, canonical: FileContent): Verdict {
   const problem = `The copy ${quote(copy.path)} differs from the canonical file`;
-  if (withoutCarriageReturns(copy.bytes) === withoutCarriageReturns(canonical.bytes)) {
+  if (withUnixLineEndings(copy.bytes) === withUnixLineEndings(canonical.bytes)) {
     const line = quote(`${copy.path} -text`);
     const remedy = `Disable Git's line-ending conversion (${line} in .gitattributes), then re-sync.`;
     return { status: "drift", message: `${problem} only in line endings.`, remedy };
   }
-  const message = `${problem}. ${describeSide(copy, pin, canonical)}`.trim();
+  const message = `${problem}. ${explainWithPin(copy, pin, canonical)}`.trim();
   const remedy = "Re-sync the copy; to keep an edit, change the canonical file first.";
   return { status: "drift", message, remedy };
 }
 
 /** What the pin says about a drift: it was the sha256 of both files at the last re-sync. */
-function describeSide(copy: FileContent, pin: Pin | undefined, canonical: FileContent): string {
+function explainWithPin(copy: FileContent, pin: Pin | undefined, canonical: FileContent): string {
   switch (pin?.sha256) {
     case undefined:
       return "";
@@ -970,8 +982,8 @@ function describeSide(copy: FileContent, pin: Pin | undefined, canonical: FileCo
   }
 }
 
-function withoutCarriageReturns(bytes: Buffer): string {
-  return bytes.toString("latin1").replaceAll("\r", "");
+function withUnixLineEndings(bytes: Buffer): string {
+  return bytes.toString("latin1").replaceAll("\r\n", "\n");
 }
 
 function pinMismatch(pin: Pin, cause: string): Verdict {
@@ -997,7 +1009,7 @@ function skip(copy: FileContent, pin: Pin | undefined): Verdict {
   return {
     status: "skipped",
     message: "A pull request from a fork gets no secrets, so nothing was compared.",
-    remedy: "No action needed: the push after the merge is compared.",
+    remedy: "No action needed: the copy is compared after the merge.",
   };
 }
 
@@ -1011,7 +1023,7 @@ const DIFF_TIMEOUT_MS = 2000;
 /** The YAML library takes seconds for larger files. */
 const MAX_YAML_BYTES = 131_072;
 
-/** Prints what differs. What cannot be explained costs a line of the log, not the verdict. */
+/** Prints what differs. If that fails, the log says why, and the verdict stays. */
 async function explainDrift(copy: FileContent, canonical: FileContent, print: Print): Promise<void> {
   for (const [label, explain] of [
     ["summary", summarize],
@@ -1033,7 +1045,7 @@ async function summarize(copy: FileContent, canonical: FileContent): Promise<str
   const theirs = await readEntries(canonical);
   const names = new Set([...ours.keys(), ...theirs.keys()]);
   const different = [...names].filter((name) => ours.get(name) !== theirs.get(name));
-  // Comments and the order of entries are no entries.
+  // None, if only comments, the format or the order differ.
   return different.length === 0 ? [] : [`summary    different entries: ${different.join(", ")}`];
 }
 
@@ -1105,7 +1117,7 @@ function printResyncCommand(settings: Settings, print: Print): void {
     }
   }
   words.push(startCommand(), "--write");
-  if (localCanonical === "") {
+  if (localCanonical === undefined) {
     print(TOKEN_PROMPT);
   } else {
     words.push("--canonical", quoteForShell(localCanonical));
@@ -1135,10 +1147,13 @@ function quoteForShell(word: string): string {
 type Print = (text: string, annotation?: "error" | "warning") => void;
 
 const MAX_LINE_LENGTH = 1000;
-/** Without the command itself. Longer annotations are hard to read in a browser. */
+/** Without `::error::`. Longer annotations are hard to read in a browser. */
 const MAX_ANNOTATION_LENGTH = 380;
 
-/** The only function that prints. It redacts the token, makes the text inert, and cuts it, in this order. */
+/**
+ * Everything except the help text is printed here: redacted, made inert and cut, in this order, so that no part of a token
+ * remains at a cut.
+ */
 function createPrint({ AUTO_SYNC_TOKEN = "" }: Env, write: (line: string) => void): Print {
   const token = AUTO_SYNC_TOKEN.trim();
   return (text, annotation) => {
@@ -1149,7 +1164,7 @@ function createPrint({ AUTO_SYNC_TOKEN = "" }: Env, write: (line: string) => voi
       return;
     }
     // act would end the properties of the command at the last "::".
-    const data = inert.replaceAll("%", "%25").replaceAll("::", ": :");
+    const data = inert.replaceAll("%", "%25").replace(/:(?=:)/g, ": ");
     write(`::${annotation}::${cut(data, MAX_ANNOTATION_LENGTH)}`);
   };
 }
@@ -1216,7 +1231,7 @@ if (isStarted()) {
   // A reader such as `head` may close the pipe early. The exit code still tells the verdict.
   process.stdout.on("error", () => {});
   main(process.argv.slice(2), process.env, console.log).then((exitCode) => {
-    // Not by itself: a connection that a library left behind would delay the end.
+    // A connection that a library left behind would keep the process alive.
     process.exit(exitCode);
   });
 }
