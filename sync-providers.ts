@@ -777,7 +777,8 @@ async function get(session: Session, request: ApiRequest, attempt = 1): Promise<
 /** Sends a request once, on a connection of its own, and gives up when the time of an attempt is over. */
 async function getOnce({ settings, deadline }: Session, request: ApiRequest): Promise<ApiResponse> {
   const limitMs = Math.min(deadline - performance.now(), settings.timeoutMs * ATTEMPT_SHARE);
-  const message = `Cannot ${request.action}: no complete answer in ${(limitMs / 1000).toFixed(1)} s.`;
+  const seconds = settings.timeoutMs / 1000;
+  const message = `Cannot ${request.action}: no complete answer in time (SYNC_TIMEOUT_SECONDS is ${seconds}).`;
   // Not in exchange(): a package that is not installed is not a fault of the network.
   const undici = await import("undici");
   const dispatcher = createDispatcher(undici, settings);
