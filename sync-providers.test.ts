@@ -13,6 +13,7 @@ import { chmodSync, copyFileSync, existsSync, readdirSync, readFileSync, statSyn
 import { connect, createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { before, describe, test } from "node:test";
+import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import { parse } from "yaml";
 import { createFolder } from "./fixtures/folder.ts";
@@ -216,8 +217,8 @@ describe("every captured event with every token and every state of the canonical
   const canonicalFiles = [
     { state: "same", env: { SYNC_COPY_PATH: CANONICAL_PATH } },
     { state: "different", env: { SYNC_COPY_PATH: DRIFTED_PATH } },
-    // Nothing listens on port 1. The short deadline keeps the pauses short.
-    { state: "unreachable", env: { SYNC_CANONICAL_SERVER: "http://127.0.0.1:1", SYNC_TIMEOUT_SECONDS: "0.5" } },
+    // Nothing listens on port 1.
+    { state: "unreachable", env: { SYNC_CANONICAL_SERVER: "http://127.0.0.1:1" } },
   ] as const;
   for (const [event, number] of Object.entries(CAPTURED_EVENTS)) {
     for (const { name, token, trusted, fork } of tokens) {
@@ -534,7 +535,7 @@ testRows("accepted settings", [
     want: "in-sync",
   },
   { name: "a token with white space around it", env: { AUTO_SYNC_TOKEN: ` ${TOKEN}\n` }, want: "in-sync" },
-  { name: "half a minute in tenths of a second", env: { SYNC_TIMEOUT_SECONDS: "30.5" }, want: "in-sync" },
+  { name: "a time with a fraction", env: { SYNC_TIMEOUT_SECONDS: "30.5" }, want: "in-sync" },
   { name: "an hour, the longest time", env: { SYNC_TIMEOUT_SECONDS: "3600" }, want: "in-sync" },
   { name: "dots and dashes in owner/name", env: { SYNC_CANONICAL_REPO: "a.b-c/_d" }, want: "in-sync" },
   {
@@ -695,6 +696,13 @@ describe("--help", () => {
       files: { "event.json": '{"event_name":"push","event":{}}' },
       want: "drift",
       requests: 0,
+    },
+    {
+      name: "a replay writes nothing",
+      args: [...replay.args, "--write"],
+      files: { "event.json": fork },
+      want: "usage",
+      log: "A replay writes nothing.",
     },
     {
       name: "an empty name of a file",
@@ -1293,12 +1301,6 @@ testRows("the connection", [
     want: "unreachable",
     log: "ECONNREFUSED",
   },
-  {
-    name: "the server is down at each of several addresses",
-    env: { SYNC_CANONICAL_SERVER: "http://localhost:1" },
-    want: "unreachable",
-    log: "connect ECONNREFUSED 127.0.0.1:1",
-  },
   { name: "the server hangs up", server: { every: hangUp() }, want: "unreachable", requests: 4, log: "UND_ERR_SOCKET" },
   { name: "the server hangs up once, then fine", server: { every: [hangUp()] }, want: "in-sync", requests: 4 },
   {
@@ -1367,27 +1369,26 @@ testRows("the connection", [
   },
 ]);
 
-describe("connections", () => {
-  test("every request has a connection of its own, which is closed", async () => {
-    const keepAlive = (raw: string) => raw.replace("Connection: close", "Keep-Alive: timeout=600");
-    const playOpen = (name: string): Responder => {
-      const raw = readResponse(name).toString("latin1");
-      return (socket) => void socket.write(Buffer.from(keepAlive(raw), "latin1"));
+test("every request has a connection of its own, which is closed", async () => {
+  const open = new Set<unknown>();
+  const playOpen = (name: string): Responder => {
+    const raw = readResponse(name).toString("latin1").replace("Connection: close", "Keep-Alive: timeout=600");
+    return (socket) => {
+      open.add(socket);
+      socket.on("close", () => open.delete(socket));
+      socket.write(Buffer.from(raw, "latin1"));
     };
-    const open = new Set<unknown>();
-    using gitea = await startGitea({
-      repository: (socket, request) => {
-        open.add(socket);
-        socket.on("close", () => open.delete(socket));
-        playOpen("repo-visible")(socket, request);
-      },
-      commit: playOpen("commit-of-branch"),
-      file: playOpen("ok-at-commit"),
-    });
-    equal((await runGate([], pushEnv(gitea.url))).exitCode, 0);
-    equal(gitea.connections, 3);
-    equal(open.size, 0);
+  };
+  using gitea = await startGitea({
+    repository: playOpen("repo-visible"),
+    commit: playOpen("commit-of-branch"),
+    file: playOpen("ok-at-commit"),
   });
+  equal((await runGate([], pushEnv(gitea.url))).exitCode, 0);
+  equal(gitea.connections, 3);
+  while (open.size > 0) {
+    await setImmediate();
+  }
 });
 
 describe("TLS", { concurrency: 4 }, () => {
@@ -1420,7 +1421,7 @@ describe("TLS", { concurrency: 4 }, () => {
     equal(gitea.requests.length, 0);
   });
 
-  test("TLS: a server that speaks plain HTTP is final", async () => {
+  test("TLS: a server that speaks plain HTTP is not blamed on its certificate", async () => {
     await using server = createServer((socket) => {
       socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n"));
     });
@@ -1428,7 +1429,7 @@ describe("TLS", { concurrency: 4 }, () => {
     const address = server.address();
     ok(typeof address === "object" && address !== null);
     const run = await runGate([], pushEnv(`https://127.0.0.1:${address.port}`));
-    checkVerdict(run, { want: "unreachable", log: "ERR_SSL_", notInLog: /^retry/m });
+    checkVerdict(run, { want: "unreachable", log: "ERR_SSL_", notInLog: /certificate/ });
   });
 
   test("TLS: with NODE_EXTRA_CA_CERTS the certificate is trusted", async () => {
@@ -1471,6 +1472,11 @@ describe("proxies, as with curl", { concurrency: 16 }, () => {
       env: { ...https, HTTPS_PROXY: "PROXY", no_proxy: "x,0.0.0.0:1" },
       want: direct,
     },
+    {
+      name: "NO_PROXY exempts a domain with its hosts (here 0.0.0 with 0.0.0.0)",
+      env: { ...https, HTTPS_PROXY: "PROXY", NO_PROXY: "0.0.0" },
+      want: direct,
+    },
     { name: "NO_PROXY=* exempts every host", env: { ...https, HTTPS_PROXY: "PROXY", NO_PROXY: "*" }, want: direct },
     {
       name: "NO_PROXY does not exempt another port",
@@ -1486,7 +1492,7 @@ describe("proxies, as with curl", { concurrency: 16 }, () => {
   for (const { name, env, want } of rows) {
     test(`proxy: ${name}`, async () => {
       using proxy = await startGitea({ every: respond(407) });
-      const given: Record<string, string | undefined> = { ...pushEnv(""), SYNC_TIMEOUT_SECONDS: "1" };
+      const given: Record<string, string | undefined> = pushEnv("");
       for (const [key, value] of Object.entries(env)) {
         given[key] = value?.replace("PROXY", proxy.url).replace("HOST", proxy.url.replace("http://", ""));
       }
@@ -1495,14 +1501,6 @@ describe("proxies, as with curl", { concurrency: 16 }, () => {
       equal(proxy.connections, want === proxied ? 1 : 0);
     });
   }
-
-  test("proxy: NO_PROXY=gitea.test exempts git.gitea.test too", async () => {
-    using proxy = await startGitea({ every: respond(407) });
-    const env = { SYNC_CANONICAL_SERVER: "https://git.gitea.test", HTTPS_PROXY: proxy.url, NO_PROXY: "gitea.test" };
-    const run = await runGate([], { ...pushEnv(""), ...env, SYNC_TIMEOUT_SECONDS: "0.5" });
-    equal(run.exitCode, 3);
-    equal(proxy.connections, 0);
-  });
 
   const broken = [
     { text: "http://me:hunter2@[", says: "Cannot use the proxy in HTTPS_PROXY: Invalid URL." },
@@ -1580,7 +1578,7 @@ describe("proxies, as with curl", { concurrency: 16 }, () => {
   for (const { name, tunnel, want } of faults) {
     test(`proxy: a proxy that ${name} gets a connection for each attempt, and no more`, async () => {
       using proxy = await startGitea({ tunnel });
-      const env = { ...pushEnv("https://gitea.test"), HTTPS_PROXY: proxy.url, SYNC_TIMEOUT_SECONDS: "3" };
+      const env = { ...pushEnv("https://gitea.test"), HTTPS_PROXY: proxy.url };
       checkVerdict(await runGate([], env), { want });
       equal(proxy.connections, want === "unreachable" ? 4 : 3);
     });
@@ -1737,14 +1735,14 @@ describe("the summary", () => {
   const rows = [
     {
       name: "a provider that is missing in the copy",
-      copy: "providers: []",
-      canonical: "providers: [{name: a}]",
+      copy: "providers: [{name: b}]",
+      canonical: "providers: [{name: a}, {name: b}]",
       want: "providers.a",
     },
     {
       name: "a provider that is only in the copy",
-      copy: "providers: [{name: a}]",
-      canonical: "providers: []",
+      copy: "providers: [{name: a}, {name: b}]",
+      canonical: "providers: [{name: b}]",
       want: "providers.a",
     },
     {
@@ -1761,6 +1759,13 @@ describe("the summary", () => {
       want: "version, empty, models.m",
     },
     { name: "entries without a name, by their place", copy: "list: [a, b]", canonical: "list: [a, c]", want: "list.1" },
+    { name: "an empty section", copy: "a: {}", canonical: "b: []", want: "a, b" },
+    {
+      name: "one of two entries with the same name",
+      copy: "p: [{name: a, x: 1}, {name: a, x: 2}]",
+      canonical: "p: [{name: a, x: 0}, {name: a, x: 2}]",
+      want: "p.a",
+    },
     { name: "a key called __proto__", copy: "a: {__proto__: 1}", canonical: "a: {__proto__: 2}", want: "a.__proto__" },
   ];
   for (const { name, copy, canonical, want } of rows) {
@@ -1774,10 +1779,11 @@ describe("the summary", () => {
   });
 
   const none = [
+    { name: "128 KiB of errors", copy: "]".repeat(131_072), want: /^summary {4}none: Unexpected flow-seq-end token/ },
     {
       name: "a text that is not YAML",
       copy: "a: b: c",
-      want: /^summary {4}none: Nested mappings are not allowed in compact mappings at line 1, column 4$/,
+      want: /^summary {4}none: Nested mappings are not allowed in compact mappings$/,
     },
     { name: "a list", copy: "- a", want: /^summary {4}none: a file is not a YAML mapping$/ },
     { name: "an empty file", copy: "", want: /^summary {4}none: a file is not a YAML mapping$/ },
@@ -1879,17 +1885,20 @@ describe("the re-sync command", () => {
       SYNC_CANONICAL_TOKEN: "hunter2-other",
     };
     const run = await runGate([], env);
-    match(run.log, /^Enter a token \(nothing is shown\) with: read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN$/m);
+    match(
+      run.log,
+      /^Enter a token in bash or zsh \(nothing is shown\): read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN$/m,
+    );
     equal(
       commandOf(run),
       `SYNC_CANONICAL_SERVER=${gitea.url} SYNC_CANONICAL_REPO=acme/registry SYNC_CANONICAL_PATH='a b.yaml' ` +
-        `SYNC_CANONICAL_REF='it'\\''s/$1' SYNC_COPY_PATH=fixtures/providers-drifted.yaml ` +
-        "SYNC_PIN_PATH=fixtures/providers.sha256 SYNC_ALLOW_HTTP=1 SYNC_TIMEOUT_SECONDS=6 " +
+        `SYNC_CANONICAL_REF='it'\\''s/$1' SYNC_ALLOW_HTTP=1 SYNC_TIMEOUT_SECONDS=6 ` +
+        "SYNC_COPY_PATH=fixtures/providers-drifted.yaml SYNC_PIN_PATH=fixtures/providers.sha256 " +
         "node dist/test/sync-providers.test.js --write",
     );
   });
 
-  test("with --canonical it needs no token, and at the defaults it has no settings", async () => {
+  test("with --canonical it needs no token and no settings of the server", async () => {
     using folder = createFolder({
       "workspace-server/internal/providers/providers.yaml": DRIFTED,
       "its gate.ts": "",
@@ -1897,7 +1906,8 @@ describe("the re-sync command", () => {
     copyFileSync("sync-providers.ts", join(folder.path, "its gate.ts"));
     symlinkSync(resolve("node_modules"), join(folder.path, "node_modules"));
     const tsx = [process.execPath, "node_modules/tsx/dist/cli.mjs", "its gate.ts"];
-    const run = await runCommand([...tsx, "--canonical", resolve(CANONICAL_PATH)], {}, folder.path);
+    const env = { SYNC_CANONICAL_SERVER: "https://me:hunter2@git.example.com" };
+    const run = await runCommand([...tsx, "--canonical", resolve(CANONICAL_PATH)], env, folder.path);
     equal(commandOf(run), `npx tsx 'its gate.ts' --write --canonical ${resolve(CANONICAL_PATH)}`);
     ok(!run.log.includes("Enter a token"));
   });
@@ -2058,7 +2068,7 @@ testRows("foreign text", [
     name: "a token that is too short to be one is not redacted",
     env: { AUTO_SYNC_TOKEN: "usage" },
     want: "usage",
-    log: /::usage: Cannot use AUTO_SYNC_TOKEN: it has fewer than 8 characters/,
+    log: /::usage: Cannot use AUTO_SYNC_TOKEN: it is shorter than 8 characters/,
   },
 ]);
 
@@ -2160,13 +2170,28 @@ describe("the real command", { concurrency: 4 }, () => {
   }
 
   test("a reader that closes the pipe early does not change the exit code", async () => {
-    const [file = "", ...args] = measuredCommand([], ...LOCAL, "--copy", DRIFTED_PATH);
+    const [file = "", ...args] = measuredCommand([], ...LOCAL, "--copy", "fixtures/providers-copy.yaml");
     const child = spawn(file, args, { env: { ...COVERAGE }, stdio: ["ignore", "pipe", "inherit"] });
     child.stdout.destroy();
-    equal(await new Promise((end) => child.on("close", end)), 1);
+    equal(await new Promise((end) => child.on("close", end)), 0);
   });
 
-  // Without process.exit() these would last up to ten seconds longer.
+  test("a slow reader gets the whole log", async () => {
+    const lines = (letter: string) => `${letter.repeat(900)}\n`.repeat(200);
+    using folder = createFolder({ copy: lines("a"), canonical: lines("b") });
+    const args = ["--copy", join(folder.path, "copy"), "--canonical", join(folder.path, "canonical")];
+    const slowly = ["bash", "-c", 'set -o pipefail; "$@" | (sleep 1; cat)', "bash"];
+    const run = await runCommand([...slowly, ...measuredCommand([], ...args)], COVERAGE);
+    checkVerdict(run, { want: "drift" });
+    ok(run.log.length > 150_000);
+  });
+
+  test("if the log cannot be written, the exit code is 3", async () => {
+    const code = 'data:text/javascript,console.log = () => { throw new Error("full"); };';
+    equal((await runCommand(measuredCommand(["--import", code], ...LOCAL), COVERAGE)).exitCode, 3);
+  });
+
+  // Without process.exit() these would not end.
   const leftovers: { name: string; server: ServerScript; env: (url: string) => Env; want: Row["want"] }[] = [
     {
       name: "a server that never answers the TLS handshake",
@@ -2184,15 +2209,9 @@ describe("the real command", { concurrency: 4 }, () => {
       }),
       want: "timeout",
     },
-    {
-      name: "a server that keeps the connection after its answer",
-      server: { every: (socket) => void socket.write("HTTP/1.1 404 X\r\ncontent-length: 2\r\n\r\n{}") },
-      env: () => ({}),
-      want: "repo-not-visible",
-    },
   ];
   for (const { name, server, env, want } of leftovers) {
-    test(`the process ends with its verdict: ${name}`, { timeout: 9000 }, async () => {
+    test(`the process ends with its verdict: ${name}`, { timeout: 30_000 }, async () => {
       using gitea = await startGitea(server);
       checkVerdict(await runCommand(gateCommand(), { ...pushEnv(gitea.url), ...env(gitea.url) }), { want });
     });
@@ -2289,11 +2308,12 @@ const RULES: readonly Rule[] = [
     broken: [["timeout-minutes:", "timeout:"]],
   },
   {
-    name: "no job or step can be skipped, or pass although it failed, except the one about failures",
+    name: "no job or step can be skipped, or pass although it failed, except the step about failed scheduled runs",
     prevents: "a job in which nothing ran passes",
-    holds: ({ text }) => !/continue-on-error|\bif: (?!failure\(\))/.test(text),
+    holds: ({ text }) => !/continue-on-error|\bif: (?!failure\(\) && github\.event_name == 'schedule'$)/m.test(text),
     broken: [
       [/ run: /, " continue-on-error: true\n        run: "],
+      [/ run: /, " if: failure()\n        run: "],
       ["    timeout-minutes:", "    if: github.actor\n    timeout-minutes:"],
     ],
   },
@@ -2321,6 +2341,18 @@ const GATE_RULES: readonly Rule[] = [
       return JSON.stringify(toMapping(pull_request).paths) === JSON.stringify(toMapping(push).paths);
     },
     broken: [["      - '.gitea/workflows/sync-providers-yaml.yml'\n", ""]],
+  },
+  {
+    name: "the step of the gate runs the gate alone, always",
+    prevents: "a failure would be ignored, or nothing would run",
+    holds: ({ gate }) => {
+      const commands = ["npx tsx sync-providers.ts", "node .gitea/sync-providers.mjs"];
+      return commands.includes(String(gate.run)) && gate.if === undefined;
+    },
+    broken: [
+      [/run: ((npx tsx|node) .*)/, "run: true"],
+      [/run: (?=(npx tsx|node) )/, "if: failure() && github.event_name == 'schedule'\n        run: "],
+    ],
   },
   {
     name: "the secret is in the environment of the gate's step only",
@@ -2540,15 +2572,15 @@ describe("the last step of the workflow", () => {
     }
   });
 
-  const down: { name: string; issues: Responder[] }[] = [
-    { name: "is down", issues: [hangUp()] },
-    { name: "answers 500", issues: [respond(500)] },
-    { name: "does not take the issue", issues: [respondJson(200, []), respond(403)] },
+  const down: { name: string; issues: Responder[]; exitCode: number }[] = [
+    { name: "hangs up", issues: [hangUp()], exitCode: 52 },
+    { name: "answers 500", issues: [respond(500)], exitCode: 22 },
+    { name: "does not take the issue", issues: [respondJson(200, []), respond(403)], exitCode: 22 },
   ];
-  for (const { name, issues } of down) {
+  for (const { name, issues, exitCode } of down) {
     test(`a tracker that ${name} fails the step`, async () => {
       using gitea = await startGitea({ issues });
-      notEqual((await runLastStep(`${gitea.url}/api/v1/repos/acme/app/issues`)).exitCode, 0);
+      equal((await runLastStep(`${gitea.url}/api/v1/repos/acme/app/issues`)).exitCode, exitCode);
     });
   }
 });
@@ -2591,10 +2623,10 @@ describe("the README", () => {
     SYNC_CANONICAL_REPO SYNC_CANONICAL_PATH SYNC_CANONICAL_REF SYNC_COPY_PATH SYNC_PIN_PATH SYNC_ALLOW_HTTP
     SYNC_TIMEOUT_SECONDS GITHUB_EVENT_NAME GITHUB_EVENT_PATH NODE_EXTRA_CA_CERTS`;
   for (const name of names.split(/\s+/)) {
-    test(`a table of the README names ${name}`, () => match(README, new RegExp(`^\\|.*\`${name}\``, "m")));
+    test(`a table of the README names ${name}`, () => match(README, new RegExp(`^\\|[^|]*\`${name}\``, "m")));
   }
 
-  for (const path of ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "fixtures/README.md"]) {
+  for (const path of ["README.md", "CONTRIBUTING.md", "SECURITY.md"]) {
     test(`${path}: every link leads to a file or a heading`, () => {
       const text = readFileSync(path, "utf8");
       for (const [, target = ""] of text.matchAll(/\]\(([^)]+)\)/g)) {
@@ -2635,7 +2667,7 @@ describe("the steps of adopting the gate", { concurrency: 4 }, () => {
       ${codeOf(variant)}
       ${codeOf("rename")}
       ${codeOf("first-copy")}
-      git status --short
+      test -z "$(git status --porcelain)"
       GITHUB_EVENT_NAME=push $gate`;
     const withoutInstall = script.replace("(cd ../sync-providers && npm ci && npm run bundle)", "");
     const project = { PROJECT: resolve("."), ROOT: root, AUTO_SYNC_TOKEN: TOKEN };
@@ -2651,7 +2683,6 @@ describe("the steps of adopting the gate", { concurrency: 4 }, () => {
         run.log,
         /\nwritten: Wrote "vendor\/internal\/providers\/providers\.yaml" and "vendor\/pins\/models\.sha256"/,
       );
-      ok(!/^( M|\?\?|A ) /m.test(run.log), run.log);
       const { root, jobs } = parseWorkflow(
         readFileSync(join(folder.path, "repository/.gitea/workflows/sync-providers-yaml.yml"), "utf8"),
       );
@@ -2708,7 +2739,7 @@ describe("the packages", () => {
     }
   });
 
-  test("a runner installs five packages, and esbuild's binary for its platform", () => {
+  test("a runner installs five packages beside esbuild's binaries", () => {
     const installed = packages.filter(([, value]) => {
       const { dev, os, optional } = toMapping(value);
       return [dev, os, optional].every((mark) => mark === undefined);

@@ -7,9 +7,10 @@
  * Only one kind of run passes without a comparison: a pull request from a fork, which gets no secrets. Without a token
  * that can read the canonical repository, the gate prints a warning and passes.
  *
- * The token is read in section 3 and sent in section 7, in one header to one server. It goes nowhere else.
+ * The token is read in section 3, and sent in section 7, in one header to one server. Section 10 redacts it in everything
+ * that is printed.
  *
- * The pin, if there is one, is a file that contains the sha256 of the copy. It shows which file has changed.
+ * The pin, if there is one, is a file that contains the sha256 of the copy. After a drift it tells which file has changed.
  *
  * The sections are in the order of a run, and callers stand above the functions that they call:
  *
@@ -138,7 +139,7 @@ export type Status = keyof typeof EXIT_CODES;
 export const REMEDIES = {
   "copy-unreadable": "Check SYNC_COPY_PATH and the checkout. For a first copy, run with --write.",
   "pin-unreadable": "Check SYNC_PIN_PATH: the file must contain exactly one word of 64 hex digits.",
-  "write-failed": "Check the permissions and the free space of that folder.",
+  "write-failed": "Check the permissions and the free space.",
   "token-rejected": "The token was revoked or has expired. Make a new one and store it as AUTO_SYNC_TOKEN.",
   "token-scope": "Give the token the scope read:repository, and its user access to the repository.",
   "repo-not-visible": "Check SYNC_CANONICAL_REPO, and that the token's user may read that repository.",
@@ -158,7 +159,7 @@ export type Reason = keyof typeof REMEDIES;
 /** The result of a run. */
 export interface Verdict {
   readonly status: Status;
-  /** Set if the status is `unverified`, except after an unexpected exception. */
+  /** Set if the status is `unverified`, except after an exception that is no Failure. */
   readonly reason?: Reason;
   /** What was found. */
   readonly message: string;
@@ -203,7 +204,7 @@ function toVerdict(error: unknown, print: Print): Verdict {
   if (error instanceof Failure) {
     return error.verdict;
   }
-  if (errorCode(error) === "ERR_MODULE_NOT_FOUND") {
+  if (errorCode(error).endsWith("MODULE_NOT_FOUND")) {
     const message = `A package is not installed: ${errorText(error)}.`;
     return { status: "unverified", message, remedy: "Run npm ci --omit=dev." };
   }
@@ -320,12 +321,13 @@ function parseFlags(argv: readonly string[]) {
   }
 }
 
-function checkSettings({ token, repo, canonicalPath, ref, timeoutMs }: Settings): void {
+function checkSettings({ write, replayPath, token, repo, canonicalPath, ref, timeoutMs }: Settings): void {
+  if (write && replayPath !== undefined) {
+    throw usage("A replay writes nothing.", "Use --write or --replay alone.");
+  }
   if (token !== "" && !isToken(token)) {
-    throw usage(
-      "Cannot use AUTO_SYNC_TOKEN: it has fewer than 8 characters, or white space, quotes or non-ASCII characters.",
-      "Store the token alone.",
-    );
+    const problem = `it is shorter than ${MIN_TOKEN_LENGTH} characters, or contains white space, quotes or non-ASCII text`;
+    throw usage(`Cannot use AUTO_SYNC_TOKEN: ${problem}.`, "Store the token alone.");
   }
   if (!/^[\w.-]+\/[\w.-]+$/.test(repo) || !isCleanPath(repo)) {
     throw usage(`Cannot use SYNC_CANONICAL_REPO ${quote(repo)}.`, "Set it to owner/name.");
@@ -355,7 +357,7 @@ function isCleanPath(path: string): boolean {
   return path.split("/").every((segment) => !/^\.{0,2}$/.test(segment));
 }
 
-/** A local canonical file needs no token, except in a replay: it shows what the run would do without one. */
+/** A local canonical file needs no token. A replay does need one, to show what the run would do without it. */
 function lacksToken({ token, localCanonical, replayPath }: Settings): boolean {
   return token === "" && (localCanonical === undefined || replayPath !== undefined);
 }
@@ -385,7 +387,7 @@ function readContext({ eventName, eventPath, replayPath }: Settings): Context {
   try {
     return classify(eventName, readJson(eventPath));
   } catch (error) {
-    return createContext(eventName, [4, `the payload cannot be read: ${errorText(error)}`]);
+    return createContext(eventName, { case: 4, why: `the payload cannot be read: ${errorText(error)}` });
   }
 }
 
@@ -422,10 +424,10 @@ export function classify(event: string, payload: unknown): Context {
   return createContext(event, findCase(event, payload));
 }
 
-type CaseAndReason = readonly [number: 1 | 2 | 3 | 4, why: string];
+type Finding = Pick<Context, "case" | "why">;
 
-function createContext(event: string, [number, why]: CaseAndReason): Context {
-  return { event, case: number, trusted: number !== 3, why };
+function createContext(event: string, finding: Finding): Context {
+  return { event, ...finding, trusted: finding.case !== 3 };
 }
 
 /**
@@ -440,34 +442,34 @@ function createContext(event: string, [number, why]: CaseAndReason): Context {
  * The flag `head.repo.fork` is the last resort: it says whether the head is a fork of anything, so it is true for the
  * branches of a repository that is a fork itself (measured on Gitea 1.22 to 1.27).
  */
-function findCase(event: string, payload: unknown): CaseAndReason {
+function findCase(event: string, payload: unknown): Finding {
   if (event === "push" || event === "schedule" || event === "workflow_dispatch") {
-    return [1, "it runs in the repository itself"];
+    return { case: 1, why: "it runs in the repository itself" };
   }
   if (event !== "pull_request") {
-    return [4, "the case table does not name this event"];
+    return { case: 4, why: "the case table does not name this event" };
   }
   const head = valueAt(payload, "pull_request", "head", "repo");
   const base = valueAt(payload, "pull_request", "base", "repo");
   if (valueAt(payload, "pull_request", "head", "label") === "") {
-    return [3, "a fork: head.label is empty (pushed to refs/for/, the AGit flow)"];
+    return { case: 3, why: "a fork: head.label is empty (pushed to refs/for/, the AGit flow)" };
   }
   if (head === null) {
-    return [3, "a fork: head.repo is null (the fork was deleted)"];
+    return { case: 3, why: "a fork: head.repo is null (the fork was deleted)" };
   }
   const headId = valueAt(head, "id");
   const baseId = valueAt(base, "id");
   if (isId(headId) && isId(baseId)) {
     const ids = `head.repo.id is ${headId}, base.repo.id is ${baseId}`;
-    return headId === baseId ? [2, `the same repository: ${ids}`] : [3, `a fork: ${ids}`];
+    return headId === baseId ? { case: 2, why: `the same repository: ${ids}` } : { case: 3, why: `a fork: ${ids}` };
   }
   switch (valueAt(head, "fork")) {
     case true:
-      return [3, "a fork: head.repo.fork is true"];
+      return { case: 3, why: "a fork: head.repo.fork is true" };
     case false:
-      return [2, "the same repository: head.repo.fork is false"];
+      return { case: 2, why: "the same repository: head.repo.fork is false" };
     default:
-      return [4, "the payload does not say where the pull request comes from"];
+      return { case: 4, why: "the payload does not say where the pull request comes from" };
   }
 }
 
@@ -549,7 +551,7 @@ function readRegularFile(path: string, name: string, reason: Reason): Buffer {
   }
 }
 
-/** True for a dangling link too: writing would follow it. */
+/** True for a dangling link too, so that reading it fails, instead of writing through it. */
 function exists(path: string): boolean {
   try {
     fs.lstatSync(path);
@@ -559,7 +561,7 @@ function exists(path: string): boolean {
   }
 }
 
-/** Writes a file of the checkout. Git keeps the old one, so an interrupted write loses nothing. */
+/** Writes a file of the checkout in place. Git keeps the committed one. */
 function writeFile(path: string, bytes: Buffer): void {
   try {
     fs.mkdirSync(dirname(path), { recursive: true });
@@ -782,25 +784,20 @@ async function getOnce({ settings, deadline }: Session, request: ApiRequest): Pr
   // Not in exchange(): a package that is not installed is not a fault of the network.
   const undici = await import("undici");
   const dispatcher = createDispatcher(undici, settings);
-  const timer = new AbortController();
+  let timer: NodeJS.Timeout | undefined;
+  // undici's own timeouts cover neither the connection through a proxy nor the whole response.
+  const timeout = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(reject, limitMs, transient("timeout", message));
+  });
   try {
-    const response = await Promise.race([
-      exchange(undici, dispatcher, settings, request),
-      failAfter(limitMs, transient("timeout", message), timer.signal),
-    ]);
+    const response = await Promise.race([exchange(undici, dispatcher, settings, request), timeout]);
     checkStatus(request, response);
     return response;
   } finally {
-    timer.abort();
+    clearTimeout(timer);
     // Closes the connection at once, without waiting for an answer.
     void dispatcher.destroy();
   }
-}
-
-/** undici's own timeouts cover neither the connection through a proxy nor the whole response. */
-async function failAfter(ms: number, failure: Failure, signal: AbortSignal): Promise<never> {
-  await sleep(ms, undefined, { signal });
-  throw failure;
 }
 
 type Undici = typeof import("undici");
@@ -876,7 +873,7 @@ function connectionFailure(error: unknown, action: string, server: string): Fail
     return unverified("too-large", `Cannot ${action}: the answer has more than ${MAX_FILE_BYTES} bytes.`);
   }
   const message = `Cannot ${action} at ${quote(server)}: ${code}, ${quote(text)}.`;
-  if (/CERT|SSL|TLS|VERIFY/.test(code)) {
+  if (/CERT|VERIFY/.test(code)) {
     const remedy =
       "Check the certificate and the runner's clock. Node ignores the system's CA store: set NODE_EXTRA_CA_CERTS.";
     return unverified("unreachable", message, remedy);
@@ -1024,19 +1021,20 @@ const DIFF_TIMEOUT_MS = 2000;
 /** The YAML library takes seconds for larger files. */
 const MAX_YAML_BYTES = 131_072;
 
-/** Prints what differs. If that fails, the log says why, and the verdict stays. */
+/** Prints what differs. */
 async function explainDrift(copy: FileContent, canonical: FileContent, print: Print): Promise<void> {
-  for (const [label, explain] of [
-    ["summary", summarize],
-    ["diff", unifiedDiff],
-  ] as const) {
-    try {
-      for (const line of await explain(copy, canonical)) {
-        print(line);
-      }
-    } catch (error) {
-      print(`${label.padEnd(10)} none: ${errorText(error)}`);
+  await printLines("summary", () => summarize(copy, canonical), print);
+  await printLines("diff", () => unifiedDiff(copy, canonical), print);
+}
+
+/** Prints an explanation. If there is none, the log says why, and the verdict stays. */
+async function printLines(label: string, explain: () => Promise<string[]>, print: Print): Promise<void> {
+  try {
+    for (const line of await explain()) {
+      print(line);
     }
+  } catch (error) {
+    print(`${label.padEnd(10)} none: ${errorText(error)}`);
   }
 }
 
@@ -1056,19 +1054,21 @@ async function readEntries({ bytes }: FileContent): Promise<ReadonlyMap<string, 
     throw new Error("a file is too large");
   }
   const { parse } = await import("yaml");
-  // Without uniqueKeys: false, the work grows with the square of the number of keys.
-  const document: unknown = parse(bytes.toString(), { logLevel: "error", uniqueKeys: false });
+  // Without these, the work grows with the square of the number of keys, and of the number of errors.
+  const document: unknown = parse(bytes.toString(), { logLevel: "error", uniqueKeys: false, prettyErrors: false });
   if (!isRecord(document)) {
     throw new Error("a file is not a YAML mapping");
   }
   const entries = new Map<string, string>();
   for (const [section, content] of Object.entries(document)) {
-    if (typeof content !== "object" || content === null) {
+    const children = typeof content === "object" && content !== null ? Object.entries(content) : [];
+    if (children.length === 0) {
       entries.set(section, JSON.stringify(content));
-      continue;
     }
-    for (const [key, entry] of Object.entries(content)) {
-      entries.set(`${section}.${valueAt(entry, "name") ?? key}`, JSON.stringify(entry));
+    for (const [key, entry] of children) {
+      const name = `${section}.${valueAt(entry, "name") ?? key}`;
+      // Several entries may have one name.
+      entries.set(name, `${entries.get(name) ?? ""}${JSON.stringify(entry)}`);
     }
   }
   return entries;
@@ -1100,16 +1100,16 @@ async function unifiedDiff(copy: FileContent, canonical: FileContent): Promise<s
 /** Prints how to re-sync: a command that repeats the settings of this run that are not the defaults. */
 function printResyncCommand(settings: Settings, print: Print): void {
   const { server, repo, canonicalPath, ref, copyPath, pinPath, allowHttp, timeoutMs, localCanonical } = settings;
-  const variables = {
+  const remote = {
     SYNC_CANONICAL_SERVER: server,
     SYNC_CANONICAL_REPO: repo,
     SYNC_CANONICAL_PATH: canonicalPath,
     SYNC_CANONICAL_REF: ref,
-    SYNC_COPY_PATH: copyPath,
-    SYNC_PIN_PATH: pinPath,
     SYNC_ALLOW_HTTP: allowHttp ? "1" : "",
     SYNC_TIMEOUT_SECONDS: String(timeoutMs / 1000),
   };
+  const local = { SYNC_COPY_PATH: copyPath, SYNC_PIN_PATH: pinPath };
+  const variables = localCanonical === undefined ? { ...remote, ...local } : local;
   const defaults: Readonly<Record<string, string>> = DEFAULTS;
   const words: string[] = [];
   for (const [name, value] of Object.entries(variables)) {
@@ -1127,7 +1127,8 @@ function printResyncCommand(settings: Settings, print: Print): void {
   print(`  ${words.join(" ")}`);
 }
 
-const TOKEN_PROMPT = "Enter a token (nothing is shown) with: read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN";
+const TOKEN_PROMPT =
+  "Enter a token in bash or zsh (nothing is shown): read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN";
 
 /** How a person would start the gate again. */
 function startCommand(): string {
@@ -1189,7 +1190,7 @@ function quote(text: string): string {
   return `"${text.replaceAll('"', "'")}"`;
 }
 
-/** The first line of an error's message, without a full stop. An AggregateError (several addresses failed) has several. */
+/** The first line of an error's message, without a full stop. If several addresses failed, the messages of all. */
 function errorText(error: unknown): string {
   if (error instanceof AggregateError) {
     return error.errors.map(errorText).join("; ");
@@ -1231,8 +1232,10 @@ if (isStarted()) {
   process.exitCode = EXIT_CODES.unverified;
   // A reader such as `head` may close the pipe early. The exit code still tells the verdict.
   process.stdout.on("error", () => {});
-  main(process.argv.slice(2), process.env, console.log).then((exitCode) => {
-    // A connection that a library left behind would keep the process alive.
-    process.exit(exitCode);
-  });
+  main(process.argv.slice(2), process.env, console.log)
+    .catch(() => EXIT_CODES.unverified)
+    .then((exitCode) => {
+      // When the log is written. A connection that a library left behind would keep the process alive.
+      process.stdout.write("", () => process.exit(exitCode));
+    });
 }
