@@ -1578,7 +1578,7 @@ describe("proxies, as with curl", { concurrency: 16 }, () => {
   for (const { name, tunnel, want } of faults) {
     test(`proxy: a proxy that ${name} gets a connection for each attempt, and no more`, async () => {
       using proxy = await startGitea({ tunnel });
-      const env = { ...pushEnv("https://gitea.test"), HTTPS_PROXY: proxy.url };
+      const env = { ...pushEnv("https://gitea.test"), HTTPS_PROXY: proxy.url, SYNC_TIMEOUT_SECONDS: "3" };
       checkVerdict(await runGate([], env), { want });
       equal(proxy.connections, want === "unreachable" ? 4 : 3);
     });
