@@ -1,18 +1,18 @@
 /**
  * sync-providers: fails a workflow when a repository's copy of a file differs from the canonical file, which is in
- * another repository on the same Gitea or Forgejo server.
+ * another repository, by default on the same Gitea or Forgejo server.
  *
  *   npx tsx sync-providers.ts --help
  *
- * Only one kind of run passes without a comparison: a pull request from a fork, which gets no secrets. Without a token
- * that can read the canonical repository, the gate prints a warning and passes.
+ * Only one kind of run passes without a comparison: a pull request from a fork, because forks get no secrets. If it has
+ * no token that can read the canonical repository, the gate prints a warning and passes.
  *
  * The token is read in section 3, and sent in section 7, in one header to one server. Section 10 redacts it in everything
  * that is printed.
  *
- * The pin, if there is one, is a file that contains the sha256 of the copy. After a drift it tells which file has changed.
+ * The pin, if there is one, is a file that contains the sha256 of the copy. After a drift it helps to tell which file has changed.
  *
- * The sections are in the order of a run, and callers stand above the functions that they call:
+ * The sections are in the order of a run. Within a section, callers stand above the functions that they call.
  *
  *   1. Main        4. Context: the case table    7. Requests              10. Text
  *   2. Verdicts    5. The copy and the pin       8. Comparison            11. Start
@@ -140,7 +140,7 @@ export const REMEDIES = {
   "copy-unreadable": "Check SYNC_COPY_PATH and the checkout. For a first copy, run with --write.",
   "pin-unreadable": "Check SYNC_PIN_PATH: the file must contain exactly one word of 64 hex digits.",
   "write-failed": "Check the permissions and the free space.",
-  "token-rejected": "The token was revoked or has expired. Make a new one and store it as AUTO_SYNC_TOKEN.",
+  "token-rejected": "The token is wrong, revoked or expired. Make a new one and store it as AUTO_SYNC_TOKEN.",
   "token-scope": "Give the token the scope read:repository, and its user access to the repository.",
   "repo-not-visible": "Check SYNC_CANONICAL_REPO, and that the token's user may read that repository.",
   "repo-archived": "Set SYNC_CANONICAL_REPO to the repository that replaced it.",
@@ -159,7 +159,7 @@ export type Reason = keyof typeof REMEDIES;
 /** The result of a run. */
 export interface Verdict {
   readonly status: Status;
-  /** Set if the status is `unverified`, except after an exception that is no Failure. */
+  /** Set if the status is `unverified`, except after an exception that is not a Failure. */
   readonly reason?: Reason;
   /** What was found. */
   readonly message: string;
@@ -321,13 +321,17 @@ function parseFlags(argv: readonly string[]) {
   }
 }
 
-function checkSettings({ write, replayPath, token, repo, canonicalPath, ref, timeoutMs }: Settings): void {
+function checkSettings(settings: Settings): void {
+  const { write, replayPath, token, server, repo, canonicalPath, ref, timeoutMs } = settings;
   if (write && replayPath !== undefined) {
     throw usage("A replay writes nothing.", "Use --write or --replay alone.");
   }
   if (token !== "" && !isToken(token)) {
     const problem = `it is shorter than ${MIN_TOKEN_LENGTH} characters, or contains white space, quotes or non-ASCII text`;
     throw usage(`Cannot use AUTO_SYNC_TOKEN: ${problem}.`, "Store the token alone.");
+  }
+  if (server.includes("@")) {
+    throw usage("The URL of the server contains a user name or a password.", "Remove them.");
   }
   if (!/^[\w.-]+\/[\w.-]+$/.test(repo) || !isCleanPath(repo)) {
     throw usage(`Cannot use SYNC_CANONICAL_REPO ${quote(repo)}.`, "Set it to owner/name.");
@@ -347,7 +351,7 @@ function checkSettings({ write, replayPath, token, repo, canonicalPath, ref, tim
 /** A shorter token could match ordinary words of the log, and redact them. */
 const MIN_TOKEN_LENGTH = 8;
 
-/** False for text that is no token: white space would break the header, and quotes are left by secret managers. */
+/** False for text that is not a token: white space would break the header, and secret managers may leave quotes. */
 function isToken(text: string): boolean {
   return text.length >= MIN_TOKEN_LENGTH && /^[\x21-\x7e]+$/.test(text) && !/["']/.test(text);
 }
@@ -357,7 +361,7 @@ function isCleanPath(path: string): boolean {
   return path.split("/").every((segment) => !/^\.{0,2}$/.test(segment));
 }
 
-/** A local canonical file needs no token. A replay does need one, to show what the run would do without it. */
+/** A local canonical file needs no token, except in a replay, which treats a missing token as the run would. */
 function lacksToken({ token, localCanonical, replayPath }: Settings): boolean {
   return token === "" && (localCanonical === undefined || replayPath !== undefined);
 }
@@ -627,7 +631,7 @@ function checkServer({ server, allowHttp, env }: Settings): void {
     throw usage("Neither SYNC_CANONICAL_SERVER nor GITHUB_SERVER_URL is set.", remedy);
   }
   const url = URL.canParse(server) ? new URL(server) : undefined;
-  if (url === undefined || !/^https?:$/.test(url.protocol) || /[?#@\s\\]/.test(server)) {
+  if (url === undefined || !/^https?:$/.test(url.protocol) || /[?#\s\\]/.test(server)) {
     throw usage("The server is not a plain http: or https: URL.", remedy);
   }
   if (/(^|\.)github\.com\.?$/.test(url.hostname)) {
@@ -870,7 +874,7 @@ function connectionFailure(error: unknown, action: string, server: string): Fail
   const code = errorCode(error);
   const text = errorText(error);
   if (code === "UND_ERR_RES_EXCEEDED_MAX_SIZE") {
-    return unverified("too-large", `Cannot ${action}: the answer has more than ${MAX_FILE_BYTES} bytes.`);
+    return unverified("too-large", `Cannot ${action}: the answer is larger than ${MAX_FILE_BYTES} bytes.`);
   }
   const message = `Cannot ${action} at ${quote(server)}: ${code}, ${quote(text)}.`;
   if (/CERT|VERIFY/.test(code)) {
@@ -1006,7 +1010,7 @@ function skip(copy: FileContent, pin: Pin | undefined): Verdict {
   }
   return {
     status: "skipped",
-    message: "A pull request from a fork gets no secrets, so nothing was compared.",
+    message: "This pull request from a fork has no token for the canonical repository, so nothing was compared.",
     remedy: "No action needed: the copy is compared after the merge.",
   };
 }
@@ -1027,7 +1031,7 @@ async function explainDrift(copy: FileContent, canonical: FileContent, print: Pr
   await printLines("diff", () => unifiedDiff(copy, canonical), print);
 }
 
-/** Prints an explanation. If there is none, the log says why, and the verdict stays. */
+/** Prints an explanation. If that fails, the log says why, and the verdict stays. */
 async function printLines(label: string, explain: () => Promise<string[]>, print: Print): Promise<void> {
   try {
     for (const line of await explain()) {
@@ -1044,7 +1048,7 @@ async function summarize(copy: FileContent, canonical: FileContent): Promise<str
   const theirs = await readEntries(canonical);
   const names = new Set([...ours.keys(), ...theirs.keys()]);
   const different = [...names].filter((name) => ours.get(name) !== theirs.get(name));
-  // None, if only comments, the format or the order differ.
+  // None, if only comments or the format differ.
   return different.length === 0 ? [] : [`summary    different entries: ${different.join(", ")}`];
 }
 
@@ -1235,7 +1239,7 @@ if (isStarted()) {
   main(process.argv.slice(2), process.env, console.log)
     .catch(() => EXIT_CODES.unverified)
     .then((exitCode) => {
-      // When the log is written. A connection that a library left behind would keep the process alive.
+      // Exit once the log is flushed. A connection that a library left behind would keep the process alive.
       process.stdout.write("", () => process.exit(exitCode));
     });
 }
