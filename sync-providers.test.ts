@@ -106,9 +106,13 @@ async function checkRow({ args = [], env = {}, server, files = {}, ...want }: Om
   if (want.requests !== undefined) {
     equal(gitea.requests.length, want.requests, run.log);
   }
-  for (const [name, content] of Object.entries({ ...files, ...want.written })) {
+  const expected = { ...files, ...want.written };
+  for (const [name, content] of Object.entries(expected)) {
     equal(readFileSync(join(folder.path, name), "latin1"), Buffer.from(content).toString("latin1"), name);
   }
+  const found = readdirSync(folder.path, { recursive: true, encoding: "utf8" });
+  const isFile = (name: string) => statSync(join(folder.path, name)).isFile();
+  deepEqual(found.filter(isFile).sort(), Object.keys(expected).sort());
 }
 
 function checkVerdict({ exitCode, log, verdict }: Run, { want, ...says }: Pick<Row, "want" | "log" | "notInLog">) {
@@ -2012,6 +2016,11 @@ describe("the re-sync command", () => {
       want: "written",
       written: { copy: CANONICAL },
       requests: 0,
+    },
+    {
+      name: "without a local canonical file no copy is created",
+      args: ["--write", "--copy", "DIR/new/copy", "--canonical", "none"],
+      want: "file-not-found",
     },
     {
       name: "without a token nothing is written",

@@ -1058,7 +1058,7 @@ async function readEntries({ bytes }: FileContent): Promise<ReadonlyMap<string, 
     throw new Error("a file is too large");
   }
   const { parse } = await import("yaml");
-  // Without these, the work grows with the square of the number of keys, and of the number of errors.
+  // Without these options the work grows with the square of the number of keys, and of the number of errors.
   const document: unknown = parse(bytes.toString(), { logLevel: "error", uniqueKeys: false, prettyErrors: false });
   if (!isRecord(document)) {
     throw new Error("a file is not a YAML mapping");
