@@ -1,28 +1,33 @@
 /**
- * sync-providers: fails a workflow when a repository's copy of a file differs from the canonical file, which is in
- * another repository, by default on the same Gitea or Forgejo server.
+ * sync-providers 3.1.0: fails a workflow when a repository's copy of a file differs from the canonical file in another
+ * repository, by default on the same Gitea server.
  *
- *   npx tsx sync-providers.ts --help
+ *   npx --no tsx sync-providers.ts --help
  *
- * Only one kind of run passes without a comparison: a pull request from a fork, because forks get no secrets. If it has
- * no token that can read the canonical repository, the gate prints a warning and passes.
+ * It needs Node 20.18.1 or later, the packages tsx, undici and diff, and a token with the scope read:repository.
  *
- * The token is read in section 3, and sent in section 7, in one header to one server. Section 10 redacts it in everything
- * that is printed.
+ * A run that compares nothing fails, with one exception: a pull request from a fork gets no secrets, so without a token
+ * that can read the canonical repository it passes with a warning.
  *
- * The pin, if there is one, is a file that contains the sha256 of the copy. After a drift it helps to tell which file has changed.
+ * The token is read in section 3, and sent in section 7, in one header of each request, to one server. Section 10
+ * redacts it in every line of the log.
  *
- * The sections are in the order of a run. Within a section, callers stand above the functions that they call.
+ * The pin file is optional: it contains the sha256 of the copy, and a re-sync updates it. When the files differ, it
+ * shows which of them changed. A stale pin file also fails the run.
  *
- *   1. Main        4. Context: the case table    7. Requests              10. Text
- *   2. Verdicts    5. The copy and the pin       8. Comparison            11. Start
- *   3. Settings    6. The canonical file         9. What a drift prints
+ * The sections are in the order of a run. Within a section, callers come before the functions they call.
+ *
+ *   1. Main        4. Event: the case table        7. Requests              10. Text
+ *   2. Verdicts    5. The copy and the pin file    8. Comparison            11. Start
+ *   3. Settings    6. The canonical file           9. Diff and re-sync
+ *
+ * SPDX-License-Identifier: MIT
  */
 
 import { isUtf8 } from "node:buffer";
 import { createHash } from "node:crypto";
 import * as fs from "node:fs";
-import { dirname, relative } from "node:path";
+import { basename, dirname, isAbsolute, join, relative, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -38,7 +43,7 @@ export type Env = Readonly<Record<string, string | undefined>>;
 /** Runs the gate. Writes the log line by line, and returns the exit code of the process. */
 export async function main(argv: readonly string[], env: Env, write: (line: string) => void): Promise<number> {
   if (argv.includes("--help")) {
-    write(HELP);
+    write(help());
     return 0;
   }
   const print = createPrint(env, write);
@@ -46,9 +51,6 @@ export async function main(argv: readonly string[], env: Env, write: (line: stri
   try {
     const settings = readSettings(argv, env);
     verdict = settings.write ? await resync(settings, print) : await check(settings, print);
-    if (verdict.status === "drift" || verdict.status === "pin-mismatch") {
-      printResyncCommand(settings, print);
-    }
   } catch (error) {
     verdict = toVerdict(error, print);
   }
@@ -59,62 +61,62 @@ export async function main(argv: readonly string[], env: Env, write: (line: stri
 /** Compares the copy with the canonical file, and prints what the verdict is based on. */
 async function check(settings: Settings, print: Print): Promise<Verdict> {
   const context = readContext(settings);
-  print(`context    ${describeContext(context)}`);
+  const isFork = context.case === 3;
+  const expected = isFork ? "no token is expected" : "a token is expected";
+  print(`event      ${quote(context.event)}: case ${context.case}, ${expected}: ${context.why}`);
   const copy = readCopy(settings);
-  print(`copy       ${describeFile(copy)}`);
   const pin = readPin(settings);
-  print(`pin        ${describePin(pin, copy)}`);
+  printFiles(copy, pin, print);
   if (lacksToken(settings)) {
-    print("token      AUTO_SYNC_TOKEN is not set");
-    return context.trusted ? tokenMissing(context, settings) : skip(copy, pin);
+    return isFork ? verdictOnFork(copy, pin, "it has no token") : tokenMissing(context, settings);
   }
-  let canonical: CanonicalFile;
+  let canonical: FileContent;
   try {
     canonical = await readCanonical(settings, print);
   } catch (error) {
-    if (context.trusted || !isRefusal(error)) {
+    const isRefused = error instanceof Failure && REFUSALS.includes(String(error.verdict.reason));
+    if (!isFork || !isRefused) {
       throw error;
     }
-    // A fork's job may have a token that cannot read this repository. It counts as no token.
+    // A fork's job may have a token of its own, which cannot read the canonical repository. It counts as none.
     print(`refused    ${error.message}`);
-    return skip(copy, pin);
+    return verdictOnFork(copy, pin, "the server refused its token");
   }
   const verdict = compare(copy, pin, canonical);
   if (verdict.status === "drift") {
-    await explainDrift(copy, canonical, print);
+    await printDiff(copy, canonical, print);
+  }
+  if (verdict.status !== "in-sync") {
+    printResync(settings, isFork, print);
   }
   return verdict;
 }
 
-/** Writes the canonical file over the copy, and its sha256 into the pin. */
+/** Writes the canonical file over the copy, and its sha256 into the pin file. */
 async function resync(settings: Settings, print: Print): Promise<Verdict> {
-  const { copyPath } = settings;
   if (lacksToken(settings)) {
     const message = "AUTO_SYNC_TOKEN is not set, so nothing was written.";
-    return { status: "token-missing", message, remedy: TOKEN_PROMPT };
+    const remedy = `Run this in bash or zsh, paste the token, then repeat the command: ${READ_TOKEN}`;
+    return { status: "token-missing", message, remedy };
   }
-  const copy = exists(copyPath) ? readCopy(settings) : undefined;
+  const copy = exists(settings.copyPath) ? readCopy(settings) : undefined;
   const pin = readPin(settings);
+  printFiles(copy, pin, print);
   const canonical = await readCanonical(settings, print);
   const written: string[] = [];
-  // The copy first: if writing the pin then fails, the next run reports it.
+  // The copy first: if writing the pin file then fails, the next run reports it.
   if (copy?.sha256 !== canonical.sha256) {
-    writeFile(copyPath, canonical.bytes);
-    written.push(quote(copyPath));
+    writeFile(settings.copyPath, canonical.bytes, written);
   }
   if (pin !== undefined && pin.sha256 !== canonical.sha256) {
-    writeFile(pin.path, Buffer.from(pin.text.replace(SHA256_WORD, canonical.sha256), "latin1"));
-    written.push(quote(pin.path));
+    writeFile(pin.path, Buffer.from(pin.text.replace(SHA256_WORD, canonical.sha256), "latin1"), written);
   }
   if (written.length === 0) {
-    const message = "The copy matches the canonical file, so nothing was written.";
+    const message = "The copy already matches the canonical file, so nothing was written.";
     return { status: "in-sync", message, remedy: "" };
   }
-  return {
-    status: "written",
-    message: `Wrote ${written.join(" and ")}.`,
-    remedy: "Regenerate what is built from the copy, and commit everything together.",
-  };
+  const remedy = "Regenerate what is built from the copy, commit everything together, and push.";
+  return { status: "written", message: `Wrote ${written.join(" and ")}.`, remedy };
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -122,131 +124,100 @@ async function resync(settings: Settings, print: Print): Promise<Verdict> {
 // ------------------------------------------------------------------------------------------------
 
 /** Every status with its exit code. */
-export const EXIT_CODES = {
-  "in-sync": 0, // the copy and the canonical file are the same bytes, and the pin, if any, agrees
-  written: 0, // a re-sync changed the copy, the pin or both
-  skipped: 0, // a pull request from a fork, without a token: nothing was compared
+const EXIT_CODES = {
+  "in-sync": 0, // the copy and the canonical file are the same bytes, and the pin file, if any, agrees
+  written: 0, // a re-sync changed the copy, the pin file or both
+  skipped: 0, // a pull request from a fork, without a token for the canonical repository: nothing was compared
   drift: 1, // the bytes differ
-  "token-missing": 1, // a trusted run, or a re-sync, without a token
-  "pin-mismatch": 1, // the copy is not what the pin says
+  "token-missing": 1, // a token was expected, or is needed for a re-sync
+  "pin-mismatch": 1, // the copy is not what the pin file says
   usage: 2, // a flag or setting is wrong
-  unverified: 3, // there is no valid comparison; the reason says why
+  unverified: 3, // nothing was compared
 } as const;
 
-export type Status = keyof typeof EXIT_CODES;
-
-/** Every reason for `unverified`, with what to do about it. */
-export const REMEDIES = {
-  "copy-unreadable": "Check SYNC_COPY_PATH and the checkout. For a first copy, run with --write.",
-  "pin-unreadable": "Check SYNC_PIN_PATH: the file must contain exactly one word of 64 hex digits.",
-  "write-failed": "Check the permissions and the free space.",
-  "token-rejected": "The token is wrong, revoked or expired. Make a new one and store it as AUTO_SYNC_TOKEN.",
-  "token-scope": "Give the token the scope read:repository, and its user access to the repository.",
-  "repo-not-visible": "Check SYNC_CANONICAL_REPO, and that the token's user may read that repository.",
-  "repo-archived": "Set SYNC_CANONICAL_REPO to the repository that replaced it.",
-  "ref-not-found": "Check SYNC_CANONICAL_REF: it must be a branch, a tag or a commit.",
-  "file-not-found": "Check SYNC_CANONICAL_PATH (or --canonical): the file may have been moved.",
-  redirected: "Set SYNC_CANONICAL_SERVER and SYNC_CANONICAL_REPO to the new place.",
-  "too-large": "Check that this is the right file.",
-  unreachable: "Check SYNC_CANONICAL_SERVER, the network and the proxy, then rerun.",
-  timeout: "Rerun. If it happens again, check the server and the network, or raise SYNC_TIMEOUT_SECONDS.",
-  "server-error": "Rerun later. If it happens again, look at the server's log.",
-  "bad-response": "Check SYNC_CANONICAL_SERVER and what is in front of the server.",
-} as const;
-
-export type Reason = keyof typeof REMEDIES;
+type Status = keyof typeof EXIT_CODES;
 
 /** The result of a run. */
-export interface Verdict {
+interface Verdict {
   readonly status: Status;
-  /** Set if the status is `unverified`, except after an exception that is not a Failure. */
-  readonly reason?: Reason;
-  /** What was found. */
+  /** Set if the status is `unverified`, unless the gate or its installation is at fault. */
+  readonly reason?: string;
+  /** What was found. If the status is `unverified`, a part of a sentence: the cause. */
   readonly message: string;
-  /** What to do about it. May be empty. */
+  /** What to do about it, and who does it, if it is not the reader. May be empty. */
   readonly remedy: string;
 }
 
 /** An expected failure: a setting, a file, the network or the server is at fault, not the gate. */
 class Failure extends Error {
   readonly verdict: Verdict;
-  /** How long to wait before another attempt, in milliseconds. Undefined if another attempt cannot help. */
-  readonly retryAfterMs: number | undefined;
+  /** The shortest wait before another attempt, in milliseconds. Infinity: another attempt cannot help. */
+  readonly minWaitMs: number;
 
-  constructor(verdict: Verdict, retryAfterMs?: number) {
+  constructor(verdict: Verdict, minWaitMs = Infinity) {
     super(verdict.message);
     this.verdict = verdict;
-    this.retryAfterMs = retryAfterMs;
+    this.minWaitMs = minWaitMs;
   }
 }
 
-function usage(message: string, remedy: string): Failure {
+function usageFailure(message: string, remedy: string): Failure {
   return new Failure({ status: "usage", message, remedy });
 }
 
-function unverified(reason: Reason, message: string, remedy: string = REMEDIES[reason]): Failure {
-  return new Failure({ status: "unverified", reason, message, remedy });
+function failure(reason: string, message: string, remedy: string, minWaitMs?: number): Failure {
+  return new Failure({ status: "unverified", reason, message, remedy }, minWaitMs);
 }
 
-/** A failure that may pass by itself. */
-function transient(reason: Reason, message: string, retryAfterMs = 0): Failure {
-  return new Failure({ status: "unverified", reason, message, remedy: REMEDIES[reason] }, retryAfterMs);
-}
+/** The reasons for which Gitea refuses a token. */
+const REFUSALS = ["token-rejected", "token-forbidden", "repo-not-visible"];
 
-/** True if the server does not know the token, or does not let it read the repository. */
-function isRefusal(error: unknown): error is Failure {
-  const refusals: readonly unknown[] = ["token-rejected", "token-scope", "repo-not-visible"];
-  return error instanceof Failure && refusals.includes(error.verdict.reason);
-}
-
-/** The verdict on an exception. An unexpected one never passes. */
+/** Turns an exception into a verdict that never passes. */
 function toVerdict(error: unknown, print: Print): Verdict {
   if (error instanceof Failure) {
     return error.verdict;
   }
   if (errorCode(error).endsWith("MODULE_NOT_FOUND")) {
-    const message = `A package is not installed: ${errorText(error)}.`;
-    return { status: "unverified", message, remedy: "Run npm ci --omit=dev." };
+    const message = `a package is not installed (${errorText(error)})`;
+    return { status: "unverified", message, remedy: "Run npm ci --omit=dev --ignore-scripts before the gate." };
   }
   for (const line of String(error instanceof Error ? error.stack : error).split("\n")) {
     print(`stack      ${line}`);
   }
-  const message = `Unexpected error: ${errorText(error)}.`;
+  const message = `there was an unexpected error (${errorText(error)})`;
   return { status: "unverified", message, remedy: "Please report it, with the stack above." };
 }
 
 /** Prints the verdict, the last line of the log: as an annotation, if the run failed or was skipped. */
 function printVerdict({ status, reason, message, remedy }: Verdict, print: Print): void {
-  const name = reason === undefined ? status : `${status} (${reason})`;
-  const text = `${name}: ${message} ${remedy}`.trim();
-  if (status === "skipped") {
-    print(text, "warning");
-  } else if (EXIT_CODES[status] > 0) {
-    print(text, "error");
-  } else {
-    print(text);
-  }
+  const label = reason === undefined ? status : `${status} (${reason})`;
+  const finding = status === "unverified" ? `Nothing was compared: ${message}.` : message;
+  const failed = EXIT_CODES[status] > 0 ? "error" : undefined;
+  print(`${label}: ${finding} ${remedy}`.trim(), status === "skipped" ? "warning" : failed);
 }
 
 // ------------------------------------------------------------------------------------------------
 // 3. Settings
 // ------------------------------------------------------------------------------------------------
 
-const DEFAULTS = {
+const VERSION = "3.1.0";
+
+const DEFAULTS: Env = {
   SYNC_CANONICAL_REPO: "molecule-ai/molecule-controlplane",
   SYNC_CANONICAL_PATH: "internal/providers/providers.yaml",
   SYNC_CANONICAL_REF: "main",
   SYNC_COPY_PATH: "workspace-server/internal/providers/providers.yaml",
   SYNC_TIMEOUT_SECONDS: "60",
-} as const;
+};
 
-const HELP = `\
-Usage: npx tsx sync-providers.ts [flags]
+function help(): string {
+  return `\
+sync-providers ${VERSION}
 
-Compares a repository's copy of a file with the canonical file in another repository, byte for byte.
+Usage: ${startCommand()} [flags]
 
 Flags
-  --write             re-sync: replace the copy, and the sha256 in the pin
+  --write             re-sync: replace the copy, and the sha256 in the pin file
   --replay FILE       replay a captured event: its payload alone, or an object with event_name and event
   --canonical FILE    compare with a local file: nothing is fetched
   --copy FILE         overrides SYNC_COPY_PATH
@@ -258,24 +229,32 @@ Environment (an empty variable counts as unset)
   SYNC_CANONICAL_SERVER   the server of the canonical repository; default: GITHUB_SERVER_URL
   SYNC_CANONICAL_REPO     default: ${DEFAULTS.SYNC_CANONICAL_REPO}
   SYNC_CANONICAL_PATH     default: ${DEFAULTS.SYNC_CANONICAL_PATH}
-  SYNC_CANONICAL_REF      a branch, tag or commit; default: ${DEFAULTS.SYNC_CANONICAL_REF}
+  SYNC_CANONICAL_REF      a branch, refs/tags/NAME or a full commit id; default: ${DEFAULTS.SYNC_CANONICAL_REF}
   SYNC_COPY_PATH          default: ${DEFAULTS.SYNC_COPY_PATH}
-  SYNC_PIN_PATH           a file that contains the sha256 of the copy; default: no pin is checked
+  SYNC_PIN_PATH           a file that contains the sha256 of the copy; default: no pin file is checked
   SYNC_ALLOW_HTTP         1: allow plain http: to another machine (the token is sent unencrypted)
-  SYNC_TIMEOUT_SECONDS    when to give up on the server; default: ${DEFAULTS.SYNC_TIMEOUT_SECONDS}
-  HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, NODE_EXTRA_CA_CERTS
+  SYNC_TIMEOUT_SECONDS    seconds before giving up on the server; default: ${DEFAULTS.SYNC_TIMEOUT_SECONDS}
+  HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, NODE_EXTRA_CA_CERTS`;
+}
 
-Exit codes
-  0  in-sync, written, or skipped (a pull request from a fork, without a token)
-  1  drift, token-missing, pin-mismatch
-  2  usage: a flag or setting is wrong
-  3  unverified: there is no valid comparison`;
+/** Reads and checks the settings. Throws a `usage` failure. */
+function readSettings(argv: readonly string[], env: Env): Settings {
+  const parsed = parseSettings(argv, env);
+  checkSettings(parsed);
+  checkFiles(parsed);
+  const sendsToken = parsed.token !== "" && parsed.localCanonical === undefined;
+  return { ...parsed, proxy: sendsToken ? checkServer(parsed) : undefined };
+}
 
-/** Reads and checks the settings. A variable that is not set is empty. Throws a `usage` failure. */
-function readSettings(argv: readonly string[], env: Env) {
+type Settings = ParsedSettings & { readonly proxy: Proxy | undefined };
+type ParsedSettings = Readonly<ReturnType<typeof parseSettings>>;
+
+/** Variables that are not set become empty strings. */
+function parseSettings(argv: readonly string[], env: Env) {
   const flags = parseFlags(argv);
-  const variable = (name: string, fallback = "") => env[name]?.trim() || fallback;
-  const settings = {
+  const variable = (name: string) => env[name]?.trim() || DEFAULTS[name] || "";
+  const timeoutMs = 1000 * Number(variable("SYNC_TIMEOUT_SECONDS"));
+  return {
     /** Re-sync instead of comparing. */
     write: flags.write ?? false,
     eventName: variable("GITHUB_EVENT_NAME"),
@@ -283,82 +262,162 @@ function readSettings(argv: readonly string[], env: Env) {
     /** A captured event that replaces the one of the run. */
     replayPath: flags.replay,
     token: variable("AUTO_SYNC_TOKEN"),
-    /** The base URL of the server that is sent the token. */
-    server: variable("SYNC_CANONICAL_SERVER", variable("GITHUB_SERVER_URL")),
+    /** The base URL of the server the token is sent to. */
+    server: variable("SYNC_CANONICAL_SERVER") || variable("GITHUB_SERVER_URL"),
+    /** The variable it came from. */
+    serverSetting: variable("SYNC_CANONICAL_SERVER") === "" ? "GITHUB_SERVER_URL" : "SYNC_CANONICAL_SERVER",
     allowHttp: variable("SYNC_ALLOW_HTTP") === "1",
     /** `owner/name` of the canonical repository. */
-    repo: variable("SYNC_CANONICAL_REPO", DEFAULTS.SYNC_CANONICAL_REPO),
+    repo: variable("SYNC_CANONICAL_REPO"),
     /** The canonical file in that repository. */
-    canonicalPath: variable("SYNC_CANONICAL_PATH", DEFAULTS.SYNC_CANONICAL_PATH),
+    canonicalPath: variable("SYNC_CANONICAL_PATH"),
     /** A branch, a tag or a commit of that repository. */
-    ref: variable("SYNC_CANONICAL_REF", DEFAULTS.SYNC_CANONICAL_REF),
+    ref: variable("SYNC_CANONICAL_REF"),
     /** A local file that replaces the one on the server. */
     localCanonical: flags.canonical,
-    copyPath: flags.copy ?? variable("SYNC_COPY_PATH", DEFAULTS.SYNC_COPY_PATH),
+    copyPath: flags.copy ?? variable("SYNC_COPY_PATH"),
+    /** The flag or variable it came from. */
+    copySetting: flags.copy === undefined ? "SYNC_COPY_PATH" : "--copy",
     pinPath: variable("SYNC_PIN_PATH"),
-    timeoutMs: 1000 * Number(variable("SYNC_TIMEOUT_SECONDS", DEFAULTS.SYNC_TIMEOUT_SECONDS)),
+    timeoutMs,
+    /** When to give up on the server, on the clock of `performance.now()`. */
+    deadline: performance.now() + timeoutMs,
     env,
   };
-  checkSettings(settings);
-  return settings;
 }
 
-type Settings = Readonly<ReturnType<typeof readSettings>>;
-
 function parseFlags(argv: readonly string[]) {
-  const options = {
-    write: { type: "boolean" },
-    replay: { type: "string" },
-    canonical: { type: "string" },
-    copy: { type: "string" },
-  } as const;
+  const file = { type: "string" } as const;
+  const options = { write: { type: "boolean" }, replay: file, canonical: file, copy: file } as const;
   try {
     return parseArgs({ args: [...argv], options }).values;
   } catch (error) {
-    // The other sentences of Node's message explain positional arguments, and there are none.
+    // Keep the first sentence. The rest is about positional arguments, which the gate does not take.
     const [sentence] = errorText(error).split(". ");
-    throw usage(`Cannot read the flags: ${sentence}.`, "See --help.");
+    throw usageFailure(`Cannot read the flags: ${sentence}.`, "See --help.");
   }
 }
 
-function checkSettings(settings: Settings): void {
-  const { write, replayPath, token, server, repo, canonicalPath, ref, timeoutMs } = settings;
-  if (write && replayPath !== undefined) {
-    throw usage("A replay writes nothing.", "Use --write or --replay alone.");
-  }
-  if (token !== "" && !isToken(token)) {
-    const problem = `it is shorter than ${MIN_TOKEN_LENGTH} characters, or contains white space, quotes or non-ASCII text`;
-    throw usage(`Cannot use AUTO_SYNC_TOKEN: ${problem}.`, "Store the token alone.");
-  }
-  if (server.includes("@")) {
-    throw usage("The URL of the server contains a user name or a password.", "Remove them.");
-  }
-  if (!/^[\w.-]+\/[\w.-]+$/.test(repo) || !isCleanPath(repo)) {
-    throw usage(`Cannot use SYNC_CANONICAL_REPO ${quote(repo)}.`, "Set it to owner/name.");
-  }
-  if (!isCleanPath(canonicalPath)) {
-    const remedy = "Set it to a path inside the repository.";
-    throw usage(`Cannot use SYNC_CANONICAL_PATH ${quote(canonicalPath)}.`, remedy);
-  }
-  if (!isCleanPath(ref)) {
-    throw usage(`Cannot use SYNC_CANONICAL_REF ${quote(ref)}.`, "Set it to a branch, a tag or a commit.");
-  }
-  if (!(timeoutMs > 0 && timeoutMs <= 3_600_000)) {
-    throw usage("Cannot use SYNC_TIMEOUT_SECONDS.", "Set it to a number above 0, at most 3600.");
+function ensure(isRight: boolean, message: string, remedy: string): asserts isRight {
+  if (!isRight) {
+    throw usageFailure(message, remedy);
   }
 }
 
-/** A shorter token could match ordinary words of the log, and redact them. */
+function checkSettings(settings: ParsedSettings): void {
+  const { write, replayPath, token, server, serverSetting, repo, canonicalPath, ref, timeoutMs, env } = settings;
+  ensure(!write || replayPath === undefined, "--write and --replay cannot be combined.", "A replay writes nothing.");
+  const problem = token === "" ? undefined : findTokenProblem(token);
+  ensure(problem === undefined, `AUTO_SYNC_TOKEN is not a token: it ${problem}.`, "Store only the token itself.");
+  // Checked even if nothing is sent, because the re-sync command repeats the URL.
+  ensure(!server.includes("@"), `The URL in ${serverSetting} contains a user name or a password.`, "Remove them.");
+  const seconds = env.SYNC_TIMEOUT_SECONDS ?? "";
+  const rules = [
+    ["SYNC_CANONICAL_REPO", repo, /^[\w.-]+\/[\w.-]+$/.test(repo) && isCleanPath(repo), "owner/name"],
+    ["SYNC_CANONICAL_PATH", canonicalPath, isCleanPath(canonicalPath), "a path inside a repository"],
+    ["SYNC_CANONICAL_REF", ref, isCleanPath(ref), "a branch, refs/tags/NAME or a full commit id"],
+    ["SYNC_TIMEOUT_SECONDS", seconds, timeoutMs > 0 && timeoutMs <= 3_600_000, "a number above 0, at most 3600"],
+  ] as const;
+  for (const [setting, value, isRight, expected] of rules) {
+    ensure(isRight, `${setting} is ${quote(value)}, not ${expected}.`, "Correct or remove it.");
+  }
+}
+
+/** Redacting a shorter token could blank out ordinary words of the log. */
 const MIN_TOKEN_LENGTH = 8;
 
-/** False for text that is not a token: white space would break the header, and secret managers may leave quotes. */
-function isToken(text: string): boolean {
-  return text.length >= MIN_TOKEN_LENGTH && /^[\x21-\x7e]+$/.test(text) && !/["']/.test(text);
+/** Secret managers may leave quotes, and people paste too much or too little. Undefined if there is no problem. */
+function findTokenProblem(token: string): string | undefined {
+  const problems = [
+    [/\s/.test(token), "contains white space"],
+    [/["']/.test(token), "contains quotes"],
+    [/[^\x21-\x7e]/.test(token), "contains characters that are not ASCII"],
+    [token.length < MIN_TOKEN_LENGTH, `has fewer than ${MIN_TOKEN_LENGTH} characters`],
+  ] as const;
+  return problems.find(([applies]) => applies)?.[1];
 }
 
-/** False if a segment is empty, "." or "..": a URL parser would resolve it, and ask for something else. */
+/** False if a segment is empty, "." or "..": a URL parser would resolve it, and request a different path. */
 function isCleanPath(path: string): boolean {
   return path.split("/").every((segment) => !/^\.{0,2}$/.test(segment));
+}
+
+function checkFiles({ copyPath, copySetting, pinPath, localCanonical = "" }: ParsedSettings): void {
+  for (const [setting, path] of Object.entries({ [copySetting]: copyPath, SYNC_PIN_PATH: pinPath })) {
+    const message = `${setting} is ${quote(path)}, which leads through a symbolic link, possibly out of the checkout.`;
+    const hasNoLink = isAbsolute(path) || toRealPath(dirname(path)) === resolve(toRealPath("."), dirname(path));
+    ensure(hasNoLink, message, "Set it to the path without the link.");
+  }
+  for (const [setting, path] of Object.entries({ SYNC_PIN_PATH: pinPath, "--canonical": localCanonical })) {
+    const isOther = path === "" || toRealPath(path) !== toRealPath(copyPath);
+    const message = `${setting} and ${copySetting} are the same file, ${quote(path)}.`;
+    ensure(isOther, message, `Correct ${setting}, or remove it.`);
+  }
+}
+
+function toRealPath(path: string): string {
+  return fs.existsSync(path) ? fs.realpathSync.native(path) : resolve(fs.realpathSync.native("."), path);
+}
+
+/** Returns the proxy. Throws a `usage` failure if it cannot be used, or if the token must not be sent to the server. */
+function checkServer(settings: ParsedSettings): Proxy | undefined {
+  const { server, serverSetting, allowHttp, env } = settings;
+  const what = `${serverSetting} is ${quote(server)}`;
+  const remedy = "Set SYNC_CANONICAL_SERVER to the base URL of your Gitea server, such as https://git.example.com.";
+  const url = URL.canParse(server) ? new URL(server) : undefined;
+  const isBase = /^https?:/.test(url?.protocol ?? "") && !/[?#\s\\]|[^:]\/\/|\/api\/v1/.test(server);
+  ensure(url !== undefined && isBase, `${what}, which is not the base URL of a server.`, remedy);
+  ensure(!/(^|\.)github\.com\.?$/.test(url.hostname), `${what}, which is not a Gitea server.`, remedy);
+  const isSafe = url.protocol === "https:" || isLoopback(url) || allowHttp;
+  const https = "Set SYNC_CANONICAL_SERVER to its https: URL. On a network you trust, you can set SYNC_ALLOW_HTTP=1.";
+  ensure(isSafe, `${what}: plain http would send the token unencrypted.`, https);
+  const risk = "NODE_TLS_REJECT_UNAUTHORIZED=0 is set: anyone who intercepts the connection would get the token.";
+  const trust = "Remove it. For a private certificate authority, set NODE_EXTRA_CA_CERTS to its certificate.";
+  ensure(env.NODE_TLS_REJECT_UNAUTHORIZED !== "0", risk, trust);
+  const proxy = findProxy(url, env);
+  const format = "Set it to http://host:port, or http://user:password@host:port with percent-encoding.";
+  const isUsable = proxy === undefined || isProxyUrl(proxy.url);
+  ensure(isUsable, `${proxy?.setting} is not set to the URL of an HTTP proxy.`, format);
+  return proxy;
+}
+
+function isLoopback({ hostname }: URL): boolean {
+  return /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
+}
+
+/** A proxy, and the variable it came from. */
+type Proxy = { readonly setting: string; readonly url: string };
+
+/** The proxy for a server. Undefined if there is none. */
+function findProxy(url: URL, env: Env): Proxy | undefined {
+  const scheme = url.protocol === "https:" ? "https" : "http";
+  const names = [`${scheme}_proxy`, `${scheme.toUpperCase()}_PROXY`, "all_proxy", "ALL_PROXY"];
+  const setting = names.find((name) => env[name]?.trim()) ?? "";
+  const text = env[setting]?.trim() ?? "";
+  // Never for the loopback: plain http: is allowed there because it does not leave this machine.
+  if (text === "" || isLoopback(url) || isExempt(url, (env.no_proxy || env.NO_PROXY || "").trim())) {
+    return undefined;
+  }
+  return { setting, url: text.includes("://") ? text : `http://${text}` };
+}
+
+/** Reads NO_PROXY as undici's EnvHttpProxyAgent does, which does not tell its decision, and the log has to. */
+function isExempt({ hostname, port, protocol }: URL, noProxy: string): boolean {
+  const serverPort = port || (protocol === "https:" ? "443" : "80");
+  const isListed = (entry: string) => {
+    const [host = "", entryPort = serverPort] = entry.toLowerCase().split(/:(?=\d+$)/);
+    return host !== "" && entryPort === serverPort && `.${hostname}`.endsWith(`.${host.replace(/^\*?\./, "")}`);
+  };
+  return noProxy === "*" || noProxy.split(/[\s,]+/).some(isListed);
+}
+
+/** False also if undici could not decode user name and password. */
+function isProxyUrl(text: string): boolean {
+  try {
+    return /^https?:/.test(decodeURI(new URL(text).href));
+  } catch {
+    return false;
+  }
 }
 
 /** A local canonical file needs no token, except in a replay, which treats a missing token as the run would. */
@@ -367,435 +426,415 @@ function lacksToken({ token, localCanonical, replayPath }: Settings): boolean {
 }
 
 // ------------------------------------------------------------------------------------------------
-// 4. Context: the case table
+// 4. Event: the case table
 // ------------------------------------------------------------------------------------------------
 
-/** The case of the table that applies to a run. */
-export interface Context {
-  readonly event: string;
-  readonly case: 1 | 2 | 3 | 4;
-  /** Decides what a missing token means: a trusted run should have one. */
-  readonly trusted: boolean;
-  /** Why it is this case. */
-  readonly why: string;
-}
+/** The case of the table that applies to a run, why, and in case 4 what to do about it. */
+export type Context = Readonly<{ event: string; case: 1 | 2 | 3 | 4; why: string; remedy?: string }>;
 
-/** The context of this run, or of a captured event. Throws a `usage` failure if there is nothing to replay. */
+/**
+ * The context of this run, or of a captured event: the output of `toJSON(github)`, or only its payload if
+ * GITHUB_EVENT_NAME is set. Throws a `usage` failure if there is nothing to replay.
+ */
 function readContext({ eventName, eventPath, replayPath }: Settings): Context {
   if (replayPath !== undefined) {
-    return replayContext(replayPath, eventName);
+    const captured = readJson("--replay", replayPath);
+    const name = valueAt(captured, "event_name");
+    const isNamed = typeof name === "string";
+    ensure(isNamed || eventName !== "", `${quote(replayPath)} does not name its event.`, "Set GITHUB_EVENT_NAME.");
+    return isNamed ? classify(name, valueAt(captured, "event")) : classify(eventName, captured);
   }
   if (eventName !== "pull_request") {
     return classify(eventName, undefined);
   }
   try {
-    return classify(eventName, readJson(eventPath));
+    return classify(eventName, readJson("GITHUB_EVENT_PATH", eventPath));
   } catch (error) {
-    return createContext(eventName, { case: 4, why: `the payload cannot be read: ${errorText(error)}` });
+    return {
+      event: eventName,
+      case: 4,
+      why: errorText(error),
+      remedy: "The operator of the runner must look into that.",
+    };
   }
 }
 
-/** A captured event is what `toJSON(github)` prints, or the payload alone, with GITHUB_EVENT_NAME beside it. */
-function replayContext(path: string, eventName: string): Context {
-  let captured: unknown;
+function readJson(setting: string, path: string): unknown {
   try {
-    captured = readJson(path);
+    return JSON.parse(fs.readFileSync(path, "utf8").replace(/^\uFEFF/, ""));
   } catch (error) {
-    throw usage(`Cannot replay ${quote(path)}: ${errorText(error)}.`, "Check the file.");
+    // Node's message about a syntax error would quote the file.
+    const problem = error instanceof SyntaxError ? "it is not JSON" : errorText(error);
+    throw usageFailure(`${setting} ${quote(path)} cannot be read (${problem}).`, "Correct it.");
   }
-  const capturedName = valueAt(captured, "event_name");
-  if (typeof capturedName === "string") {
-    return classify(capturedName, valueAt(captured, "event"));
-  }
-  if (eventName === "") {
-    throw usage(`Cannot replay ${quote(path)}: it does not name its event.`, "Set GITHUB_EVENT_NAME.");
-  }
-  return classify(eventName, captured);
-}
-
-function readJson(path: string): unknown {
-  const text = fs.readFileSync(path, "utf8").replace(/^\uFEFF/, "");
-  try {
-    return JSON.parse(text);
-  } catch {
-    // Node's message would quote the file.
-    throw new Error(`${quote(path)} is not JSON`);
-  }
-}
-
-/** The context of an event. Only pull requests need the payload, which is the event JSON. */
-export function classify(event: string, payload: unknown): Context {
-  return createContext(event, findCase(event, payload));
-}
-
-type Finding = Pick<Context, "case" | "why">;
-
-function createContext(event: string, finding: Finding): Context {
-  return { event, ...finding, trusted: finding.case !== 3 };
 }
 
 /**
- * The case table:
+ * The case table. Only pull requests need the payload, which is the event JSON.
  *
- *   1  push, schedule, workflow_dispatch         trusted: it runs in the repository itself
- *   2  pull_request from the same repository     trusted: it gets the secrets
- *   3  pull_request from a fork                  not trusted: it gets no secrets
- *   4  anything else, or a payload that does not say where a pull request comes from: trusted, so that a missing token
- *      fails the run
- *
- * The flag `head.repo.fork` is the last resort: it says whether the head is a fork of anything, so it is true for the
- * branches of a repository that is a fork itself (measured on Gitea 1.22 to 1.27).
+ *   1  push, schedule, workflow_dispatch         a token is expected: it runs in the repository itself
+ *   2  pull_request from the same repository     a token is expected: it gets the secrets
+ *   3  pull_request from a fork                  no token is expected: it gets no secrets
+ *   4  anything else, or a payload that does not say where a pull request comes from: a token is expected, so that a
+ *      missing one fails the run
  */
-function findCase(event: string, payload: unknown): Finding {
+export function classify(event: string, payload: unknown): Context {
   if (event === "push" || event === "schedule" || event === "workflow_dispatch") {
-    return { case: 1, why: "it runs in the repository itself" };
+    return { event, case: 1, why: "it runs in the repository itself" };
   }
   if (event !== "pull_request") {
-    return { case: 4, why: "the case table does not name this event" };
+    const unset = { why: "GITHUB_EVENT_NAME is not set", remedy: "Pass the runner's environment to the step." };
+    const unknown = { why: "the gate does not know this event", remedy: "Remove it from the workflow's triggers." };
+    return { event, case: 4, ...(event === "" ? unset : unknown) };
   }
+  const from = (fork: boolean, fact: string): Context => {
+    return { event, case: fork ? 3 : 2, why: `${fork ? "a fork" : "the same repository"}: ${fact}` };
+  };
   const head = valueAt(payload, "pull_request", "head", "repo");
-  const base = valueAt(payload, "pull_request", "base", "repo");
   if (valueAt(payload, "pull_request", "head", "label") === "") {
-    return { case: 3, why: "a fork: head.label is empty (pushed to refs/for/, the AGit flow)" };
+    return from(true, "head.label is empty (pushed to refs/for/, the AGit flow)");
   }
   if (head === null) {
-    return { case: 3, why: "a fork: head.repo is null (the fork was deleted)" };
+    return from(true, "head.repo is null (the fork was deleted)");
   }
   const headId = valueAt(head, "id");
-  const baseId = valueAt(base, "id");
+  const baseId = valueAt(payload, "pull_request", "base", "repo", "id");
   if (isId(headId) && isId(baseId)) {
-    const ids = `head.repo.id is ${headId}, base.repo.id is ${baseId}`;
-    return headId === baseId ? { case: 2, why: `the same repository: ${ids}` } : { case: 3, why: `a fork: ${ids}` };
+    return from(headId !== baseId, `head.repo.id is ${headId}, base.repo.id is ${baseId}`);
   }
-  switch (valueAt(head, "fork")) {
-    case true:
-      return { case: 3, why: "a fork: head.repo.fork is true" };
-    case false:
-      return { case: 2, why: "the same repository: head.repo.fork is false" };
-    default:
-      return { case: 4, why: "the payload does not say where the pull request comes from" };
+  // For a payload that somebody shortened. In a real one the flag can mislead: it says whether the head is a fork of
+  // anything, so it is true for the branches of a repository that is a fork itself (measured on Gitea 1.22 to 1.27).
+  const flag = valueAt(head, "fork");
+  if (typeof flag === "boolean") {
+    return from(flag, `head.repo.fork is ${flag}`);
   }
+  const why = "the payload does not say where the pull request comes from";
+  return { event, case: 4, why, remedy: "The operator of the runner must look into that." };
 }
 
-/** Unsafe integers are rounded, so two different ids could be equal. */
+/** JSON.parse rounds larger integers, so two different ids could be equal. */
 function isId(value: unknown): value is number {
   return Number.isSafeInteger(value) && Number(value) > 0;
 }
 
-function describeContext(context: Context): string {
-  const trust = context.trusted ? "trusted" : "not trusted";
-  return `${describeEvent(context.event)}: case ${context.case}, ${trust}: ${context.why}`;
+/** The verdict on a run that should have a token. */
+function tokenMissing({ event, why, remedy }: Context, { repo }: Settings): Verdict {
+  const provision = `Provision AUTO_SYNC_TOKEN (read scope on ${repo.split("/")[1]})`;
+  const store = `${provision}: an admin stores it as a secret of this repository, and the step passes it in its env.`;
+  const correct = `${remedy} If the run should have a token: ${provision}.`;
+  const problem = remedy === undefined ? "" : `, and ${why}`;
+  const message = `AUTO_SYNC_TOKEN is not set (event ${quote(event)})${problem}, so nothing was compared.`;
+  return { status: "token-missing", message, remedy: remedy === undefined ? store : correct };
 }
 
-function describeEvent(event: string): string {
-  return event === "" ? "no GITHUB_EVENT_NAME" : `event ${quote(event)}`;
-}
-
-// ------------------------------------------------------------------------------------------------
-// 5. The copy and the pin
-// ------------------------------------------------------------------------------------------------
-
-/** A file of the comparison. */
-export interface FileContent {
-  readonly path: string;
-  readonly bytes: Buffer;
-  /** In hex. */
-  readonly sha256: string;
-}
-
-/** The sha256 of the copy, as somebody stored it: in a Go constant, or as `sha256sum` prints it. */
-export interface Pin {
-  readonly path: string;
-  /** In hex, in lower case. */
-  readonly sha256: string;
-  /** The whole file in Latin-1, in which every byte is one character. */
-  readonly text: string;
-}
-
-function readCopy({ copyPath }: Settings): FileContent {
-  const bytes = readRegularFile(copyPath, "copy", "copy-unreadable");
-  if (isLfsPointer(bytes)) {
-    const remedy = "Check out with lfs: true, or keep the file out of Git LFS.";
-    throw unverified("copy-unreadable", `The copy ${quote(copyPath)} is a Git LFS pointer.`, remedy);
+/** The verdict on a pull request from a fork, whose copy can only be compared with the pin file. */
+function verdictOnFork(copy: FileContent, pin: PinFile | undefined, why: string): Verdict {
+  if (pin !== undefined && pin.sha256 !== copy.sha256) {
+    const message = `The pin file ${quote(pin.path)} does not contain the sha256 of the copy.`;
+    const author = `If this pull request changes one of them, its author must restore both from the target branch`;
+    const remedy = `${author} (${RESTORE}). If not, a maintainer must re-sync that branch.`;
+    return { status: "pin-mismatch", message, remedy };
   }
-  return toFileContent(copyPath, bytes);
+  const message = `This pull request is from a fork, and ${why}, so nothing was compared.`;
+  const merge = "If it changes the copy, the run after the merge fails unless the canonical file has the same change.";
+  return { status: "skipped", message, remedy: `${merge} If it does not, no action is needed.` };
+}
+
+/** What a contributor can do without a token. Not `origin`, which is the fork in a clone of it. */
+const RESTORE = "git fetch URL BRANCH && git checkout FETCH_HEAD -- COPY PIN";
+
+// ------------------------------------------------------------------------------------------------
+// 5. The copy and the pin file
+// ------------------------------------------------------------------------------------------------
+
+/** A file of the comparison. The sha256 is in hex. */
+type FileContent = { readonly path: string; readonly bytes: Buffer; readonly sha256: string };
+
+/**
+ * A file that contains the sha256 of the copy: in a Go constant, or as `sha256sum` prints it. Here the sha256 is in
+ * lower case, and `text` is the whole file in Latin-1, in which every byte is one character.
+ */
+type PinFile = { readonly path: string; readonly sha256: string; readonly text: string };
+
+function readCopy({ copyPath, copySetting }: Settings): FileContent {
+  const source = { name: "copy", path: copyPath, setting: copySetting, reason: "copy-unreadable" };
+  const remedy = "Check out with lfs: true. Or exempt it in .gitattributes, delete the copy, and run with --write.";
+  return toFileContent(source, readRegularFile(source), remedy);
 }
 
 const SHA256_WORD = /(?<!\w)[\da-f]{64}(?!\w)/gi;
 
-/** Undefined if no pin is set. */
-function readPin({ pinPath: path }: Settings): Pin | undefined {
+/** Undefined if no pin file is set. */
+function readPin({ pinPath: path }: Settings): PinFile | undefined {
   if (path === "") {
     return undefined;
   }
-  const text = readRegularFile(path, "pin", "pin-unreadable").toString("latin1");
-  const [sha256, ...others] = text.match(SHA256_WORD) ?? [];
-  if (sha256 === undefined || others.length > 0) {
-    throw unverified("pin-unreadable", `The pin ${quote(path)} does not contain exactly one sha256.`);
+  const source = { name: "pin file", path, setting: "SYNC_PIN_PATH", reason: "pin-unreadable" };
+  const text = readRegularFile(source).toString("latin1");
+  const sums = text.match(SHA256_WORD) ?? [];
+  const [sha256 = ""] = sums;
+  if (sums.length !== 1) {
+    const remedy = "It must contain exactly one word of 64 hex digits: correct it or SYNC_PIN_PATH.";
+    throw failure("pin-unreadable", `the pin file ${quote(path)} contains ${sums.length} sha256 sums`, remedy);
   }
   return { path, sha256: sha256.toLowerCase(), text };
 }
 
-/** Far more than any list of providers has. */
+/** Far larger than any list of providers. */
 const MAX_FILE_BYTES = 10 * 1024 * 1024;
 
-/** Reads a file of the checkout. It must not be a symbolic link, which could lead out of the checkout. */
-function readRegularFile(path: string, name: string, reason: Reason): Buffer {
+/** A file of the checkout: its name, the flag or variable its path came from, and the reason if it is unreadable. */
+type LocalFile = { readonly name: string; readonly path: string; readonly setting: string; readonly reason: string };
+
+/** Reads a file of the checkout. Throws a Failure. */
+function readRegularFile({ name, path, setting, reason }: LocalFile): Buffer {
+  const what = `the ${name} ${quote(path)}`;
   try {
     const stat = fs.lstatSync(path);
+    if (stat.isSymbolicLink()) {
+      // Of a link, Git stores the path of its target, not the contents.
+      throw failure(reason, `${what} is a symbolic link`, `Replace it with a file, or set ${setting} to its target.`);
+    }
     if (!stat.isFile()) {
-      throw new Error(stat.isSymbolicLink() ? "it is a symbolic link" : "it is not a regular file");
+      throw failure(reason, `${what} is not a regular file`, `Set ${setting} to the file itself.`);
     }
     if (stat.size > MAX_FILE_BYTES) {
-      throw new Error(`it has ${stat.size} bytes, more than ${MAX_FILE_BYTES}`);
+      const cause = `${what} has ${stat.size} bytes, and the limit is ${MAX_FILE_BYTES}`;
+      const remedy = `Correct ${setting} if it is wrong. If not, the file is too large for the gate.`;
+      throw failure("too-large", cause, remedy);
     }
     return fs.readFileSync(path);
   } catch (error) {
-    throw unverified(reason, `Cannot read the ${name} ${quote(path)}: ${errorText(error)}.`);
+    if (error instanceof Failure) {
+      throw error;
+    }
+    const cause = `${what} cannot be read in ${quote(process.cwd())} (${errorText(error)})`;
+    const first = name === "copy" ? " For a first copy, run with --write." : "";
+    throw failure(reason, cause, `Correct ${setting} if the path is wrong; otherwise, correct the checkout.${first}`);
   }
 }
 
-/** True for a dangling link too, so that reading it fails, instead of writing through it. */
+/** Throws for a Git LFS pointer (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md). */
+function toFileContent({ name, path }: Pick<LocalFile, "name" | "path">, bytes: Buffer, remedy: string): FileContent {
+  if (bytes.toString("latin1", 0, 100).startsWith("version https://git-lfs.github.com/spec/")) {
+    throw failure("not-a-file", `the ${name} ${quote(path)} is a Git LFS pointer, not the file`, remedy);
+  }
+  return { path, bytes, sha256: createHash("sha256").update(bytes).digest("hex") };
+}
+
+/** Also true for a dangling link: reading it then fails, and nothing is written through it. */
 function exists(path: string): boolean {
   try {
-    fs.lstatSync(path);
-    return true;
+    return fs.lstatSync(path) !== undefined;
   } catch {
     return false;
   }
 }
 
-/** Writes a file of the checkout in place. Git keeps the committed one. */
-function writeFile(path: string, bytes: Buffer): void {
+/** Writes a file of the checkout in place (not atomically: Git has the old version), and adds it to the list. */
+function writeFile(path: string, bytes: Buffer, written: string[]): void {
   try {
-    fs.mkdirSync(dirname(path), { recursive: true });
     fs.writeFileSync(path, bytes);
   } catch (error) {
-    throw unverified("write-failed", `Cannot write ${quote(path)}: ${errorText(error)}.`);
+    const done = written.length === 0 ? "nothing else" : written.join(" and ");
+    const cause = `${quote(path)} could not be written, or only in part (${errorText(error)}); this run wrote ${done}`;
+    const remedy = "Check its directory, the permissions and the free space, then run the command again.";
+    throw failure("write-failed", cause, remedy);
+  }
+  written.push(quote(path));
+}
+
+function printFiles(copy: FileContent | undefined, pin: PinFile | undefined, print: Print): void {
+  print(`copy       ${copy === undefined ? "none yet" : `${quote(copy.path)}: ${describeBytes(copy)}`}`);
+  if (pin !== undefined) {
+    const relation = pin.sha256 === copy?.sha256 ? "matches the copy" : "does not match the copy";
+    print(`pin        ${quote(pin.path)}: sha256 ${pin.sha256.slice(0, 12)}, ${relation}`);
   }
 }
 
-/** True for a Git LFS pointer (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md). */
-function isLfsPointer(bytes: Buffer): boolean {
-  return bytes.toString("latin1", 0, 100).startsWith("version https://git-lfs.github.com/spec/");
-}
-
-function toFileContent(path: string, bytes: Buffer): FileContent {
-  return { path, bytes, sha256: createHash("sha256").update(bytes).digest("hex") };
-}
-
-function describeFile({ path, bytes, sha256 }: FileContent): string {
-  return `${quote(path)}: ${bytes.length} bytes, sha256 ${sha256.slice(0, 12)}`;
-}
-
-function describePin(pin: Pin | undefined, copy: FileContent): string {
-  if (pin === undefined) {
-    return "none: SYNC_PIN_PATH is not set";
-  }
-  const relation = pin.sha256 === copy.sha256 ? "matches the copy" : "does not match the copy";
-  return `${quote(pin.path)}: sha256 ${pin.sha256.slice(0, 12)}, ${relation}`;
+function describeBytes({ bytes, sha256 }: FileContent): string {
+  return `${bytes.length} bytes, sha256 ${sha256.slice(0, 12)}`;
 }
 
 // ------------------------------------------------------------------------------------------------
 // 6. The canonical file
 // ------------------------------------------------------------------------------------------------
 
-/** The canonical file. Its path is the one in its repository. */
-export interface CanonicalFile extends FileContent {
-  /** Where it is from, for the log. */
-  readonly origin: string;
-}
-
-async function readCanonical(settings: Settings, print: Print): Promise<CanonicalFile> {
-  let canonical: CanonicalFile;
-  if (settings.localCanonical === undefined) {
-    checkServer(settings);
-    print(`token      AUTO_SYNC_TOKEN, sent to ${quote(settings.server)} only`);
-    canonical = await fetchCanonical(settings, print);
-  } else {
-    print("token      not sent: --canonical names a local file");
-    canonical = readLocalCanonical(settings.localCanonical, settings.copyPath);
+async function readCanonical(settings: Settings, print: Print): Promise<FileContent> {
+  const { localCanonical, repo, canonicalPath, ref, server, serverSetting } = settings;
+  if (localCanonical !== undefined) {
+    // A link is followed: the file may be in a checkout of its own.
+    const path = toRealPath(localCanonical);
+    const local = { name: "canonical file", path, setting: "--canonical", reason: "file-not-found" };
+    const file = toFileContent(local, readRegularFile(local), "Run git lfs pull in its repository.");
+    print(`canonical  ${describeBytes(file)}, the local file ${quote(localCanonical)}; no token is sent`);
+    return file;
   }
-  if (isLfsPointer(canonical.bytes)) {
-    const message = `The canonical file ${quote(canonical.path)} is a Git LFS pointer.`;
-    throw unverified("bad-response", message, "Keep the canonical file out of Git LFS.");
-  }
-  print(`canonical  ${describeFile(canonical)}, ${canonical.origin}`);
-  return canonical;
-}
-
-/** Throws a `usage` failure for a server that must not be sent a token. */
-function checkServer({ server, allowHttp, env }: Settings): void {
-  const remedy = "Set SYNC_CANONICAL_SERVER to the base URL of the server, such as https://git.example.com.";
-  if (server === "") {
-    throw usage("Neither SYNC_CANONICAL_SERVER nor GITHUB_SERVER_URL is set.", remedy);
-  }
-  const url = URL.canParse(server) ? new URL(server) : undefined;
-  if (url === undefined || !/^https?:$/.test(url.protocol) || /[?#\s\\]/.test(server)) {
-    throw usage("The server is not a plain http: or https: URL.", remedy);
-  }
-  if (/(^|\.)github\.com\.?$/.test(url.hostname)) {
-    throw usage("GitHub's API is not the one of Gitea and Forgejo.", remedy);
-  }
-  if (url.protocol === "http:" && !isLoopback(url) && !allowHttp) {
-    throw usage("Plain http: would send the token unencrypted.", "Use https:, or set SYNC_ALLOW_HTTP=1.");
-  }
-  if (env.NODE_TLS_REJECT_UNAUTHORIZED === "0") {
-    const problem = "NODE_TLS_REJECT_UNAUTHORIZED=0 would send the token to anyone who intercepts the connection.";
-    throw usage(problem, "Set NODE_EXTRA_CA_CERTS instead.");
-  }
-}
-
-function isLoopback({ hostname }: URL): boolean {
-  return /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
+  const source = `${quote(canonicalPath)} in ${quote(repo)} at ${quote(ref)} on ${server} (${serverSetting})`;
+  print(`source     ${source}, with AUTO_SYNC_TOKEN${viaProxy(settings)}`);
+  return fetchCanonical(settings, print);
 }
 
 /**
  * Fetches the file in three requests, so that every 404 has one meaning. The file is requested by commit, because for a
  * ref that does not exist Gitea 1.25 sends the file of the default branch.
  */
-async function fetchCanonical(settings: Settings, print: Print): Promise<CanonicalFile> {
+async function fetchCanonical(settings: Settings, print: Print): Promise<FileContent> {
   const { repo, canonicalPath, ref } = settings;
-  const session: Session = { settings, print, deadline: performance.now() + settings.timeoutMs };
-  const repository = await getJson(session, {
-    action: `read the repository ${quote(repo)}`,
+  const repository = await fetchRepository(settings, print);
+  const sha = await fetchCommitId(settings, print);
+  const response = await get(settings, print, {
+    path: `/repos/${repo}/raw/${canonicalPath.split("/").map(encodeURIComponent).join("/")}?ref=${sha}`,
+    reason: "file-not-found",
+    cause: `${quote(repo)} has no file ${quote(canonicalPath)} at ${quote(ref)}, commit ${sha.slice(0, 10)}`,
+    remedy: '"getBlobForEntry" is a directory or a submodule: name a file. If not, ask the owner for the new path.',
+  });
+  // First that these are the bytes of the blob, then that the blob is a file.
+  checkBlobId(response);
+  if (response.headers["x-gitea-object-type"] === "symlink") {
+    const target = quote(response.body.toString());
+    const cause = `${quote(canonicalPath)} in ${quote(repo)} is a symbolic link to ${target} (relative to its directory)`;
+    throw failure("not-a-file", cause, "Set SYNC_CANONICAL_PATH to the file that it leads to.");
+  }
+  const untrack = `The owner of ${quote(repo)} must take it out of Git LFS there. Or correct SYNC_CANONICAL_PATH.`;
+  const file = toFileContent({ name: "canonical file", path: canonicalPath }, response.body, untrack);
+  const mirror = repository.mirror === true ? `, a mirror updated ${JSON.stringify(repository.mirror_updated)}` : "";
+  print(`canonical  ${describeBytes(file)}, commit ${sha}${mirror}`);
+  return file;
+}
+
+async function fetchRepository(settings: Settings, print: Print): Promise<Readonly<Record<string, unknown>>> {
+  const { repo, server } = settings;
+  const repository = await getJson(settings, print, {
     path: `/repos/${repo}`,
-    notFound: "repo-not-visible",
+    reason: "repo-not-visible",
+    cause: `${quote(repo)} does not exist on ${server}, or the user of the token cannot see it`,
+    remedy: "If SYNC_CANONICAL_REPO is right, its owner must give that user Read access. If not, correct it.",
   });
   if (repository.archived === true) {
-    throw unverified("repo-archived", `${quote(repo)} is archived: its file can no longer change.`);
+    const cause = `${quote(repo)} is archived, so its file can no longer change, and a comparison would prove nothing`;
+    const remedy = "Ask its owner to unarchive it, or set SYNC_CANONICAL_REPO to the repository that replaced it.";
+    throw failure("repo-archived", cause, remedy);
   }
-  const { sha } = await getJson(session, {
-    action: `read the commit of ${quote(ref)}`,
-    path: `/repos/${repo}/git/commits/${encodeURIComponent(ref)}?stat=false&verification=false&files=false`,
-    notFound: "ref-not-found",
-  });
-  if (typeof sha !== "string" || !OBJECT_ID.test(sha)) {
-    throw unverified("bad-response", `Cannot read the commit of ${quote(ref)}: the answer has no commit id.`);
-  }
-  const action = `read the file ${quote(canonicalPath)}`;
-  const encodedPath = canonicalPath.split("/").map(encodeURIComponent).join("/");
-  const response = await get(session, {
-    action,
-    path: `/repos/${repo}/raw/${encodedPath}?ref=${sha}`,
-    notFound: "file-not-found",
-  });
-  if (!matchesBlobId(response)) {
-    throw unverified("bad-response", `Cannot ${action}: the answer does not match the blob id in its ETag.`);
-  }
-  if (response.headers["x-gitea-object-type"] === "symlink") {
-    throw unverified("bad-response", `Cannot ${action}: it is a symbolic link.`);
-  }
-  const origin = `from ${quote(repo)} at ${quote(ref)}, commit ${sha}`;
-  return { ...toFileContent(canonicalPath, response.body), origin };
+  return repository;
 }
 
 /** An object id of Git: a sha1 or a sha256 in hex. */
 const OBJECT_ID = /^([\da-f]{40}|[\da-f]{64})$/;
 
-/**
- * True if the answer is the whole file: Gitea sends its blob id as the ETag, the hash of `blob <length>\0` and the
- * bytes (gitformat-object). This detects what was cut off, rewritten or replaced by a page on the way.
- */
-function matchesBlobId({ headers, body }: ApiResponse): boolean {
-  const id = String(headers.etag).replace(/^W\//, "").replaceAll('"', "");
-  if (!OBJECT_ID.test(id)) {
-    return false;
+/** Asks for a branch by its full name, because for a bare one Gitea prefers a tag (measured on 1.22.6 and 1.27.0). */
+async function fetchCommitId(settings: Settings, print: Print): Promise<string> {
+  const { repo, ref } = settings;
+  const id = OBJECT_ID.test(ref.toLowerCase()) ? ref.toLowerCase() : undefined;
+  const fullRef = id ?? (ref.startsWith("refs/") ? ref : `refs/heads/${ref}`);
+  const { sha } = await getJson(settings, print, {
+    path: `/repos/${repo}/git/commits/${encodeURIComponent(fullRef)}?stat=false&verification=false&files=false`,
+    reason: "ref-not-found",
+    cause: `${quote(repo)} has no ${quote(fullRef)}`,
+    remedy: "Set SYNC_CANONICAL_REF to a branch that exists, to refs/tags/NAME for a tag, or to a full commit id.",
+  });
+  if (typeof sha !== "string" || !OBJECT_ID.test(sha) || (id !== undefined && sha !== id)) {
+    const cause = `the answer about ${quote(fullRef)} does not contain its commit id`;
+    throw failure("not-gitea", cause, "The operator of the server must look into it.");
   }
-  const hash = createHash(id.length === 40 ? "sha1" : "sha256");
-  return hash.update(`blob ${body.length}\0`).update(body).digest("hex") === id;
+  return sha;
 }
 
-function readLocalCanonical(path: string, copyPath: string): CanonicalFile {
-  const realPath = fs.existsSync(path) ? fs.realpathSync(path) : path;
-  if (fs.existsSync(copyPath) && fs.realpathSync(copyPath) === realPath) {
-    throw usage("The copy and the canonical file are the same file.", "Compare two files.");
+/**
+ * Throws if the answer is not the whole file: Gitea sends its blob id as the ETag, the hash of `blob <length>\0` and
+ * the bytes (gitformat-object). This detects truncation, rewriting, and a page in place of the file. A proxy may add to
+ * the ETag (`W/`, `-gzip`).
+ */
+function checkBlobId(response: ApiResponse): void {
+  const { headers, body } = response;
+  const etag = String(headers.etag ?? "");
+  const blob = Buffer.concat([Buffer.from(`blob ${body.length}\0`), body]);
+  const ids = ["sha1", "sha256"].map((name) => createHash(name).update(blob).digest("hex"));
+  if (ids.some((id) => etag.includes(id))) {
+    return;
   }
-  const bytes = readRegularFile(realPath, "canonical file", "file-not-found");
-  return { ...toFileContent(path, bytes), origin: "a local file" };
+  const isBlobId = /[\da-f]{40}/.test(etag);
+  const wrong = `with the ETag ${etag}, which is not ${isBlobId ? "its" : "a"} blob id`;
+  const found = etag === "" ? "without an ETag" : wrong;
+  const facts = [`${body.length} bytes`, `blob id ${ids[0]}`, ...listFacts(response)];
+  const cause = `the file came ${found}, so its bytes are not proven to be Gitea's (${facts.join("; ")})`;
+  const fault = isBlobId ? "changes the file" : "removes or replaces the ETag";
+  const remedy = `Something between Gitea and the runner ${fault}: its operator must stop that for /api/v1.`;
+  throw failure("unproven", cause, remedy);
 }
 
 // ------------------------------------------------------------------------------------------------
 // 7. Requests
 // ------------------------------------------------------------------------------------------------
 
-/** What the requests of a run share. */
-interface Session {
-  readonly settings: Settings;
-  readonly print: Print;
-  /** When to give up, on the clock of `performance.now()`. */
-  readonly deadline: number;
-}
-
-/** A GET request to the API. */
-interface ApiRequest {
-  /** For messages: `read the commit of "main"`. */
-  readonly action: string;
-  /** Below `/api/v1`, percent-encoded. */
-  readonly path: string;
-  /** What a 404 of the server means. */
-  readonly notFound: Reason;
-}
-
-interface ApiResponse {
-  readonly status: number;
-  readonly headers: Readonly<Record<string, string | string[] | undefined>>;
-  readonly body: Buffer;
-}
+/**
+ * A GET request to the API. The path is below `/api/v1`, percent-encoded. The others are for the failure if Gitea has
+ * no such thing.
+ */
+type ApiRequest = { readonly path: string; readonly reason: string; readonly cause: string; readonly remedy: string };
 
 const MAX_ATTEMPTS = 4;
-/** How much of the time one attempt may take: 20 s of 60 s. A broken name server alone can take 15 s. */
-const ATTEMPT_SHARE = 1 / 3;
+/** The share of the time that an attempt may take: 15 s of 60 s, so that three fit. */
+const ATTEMPT_SHARE = 1 / 4;
 /** The pause before the second attempt: 2 s of 60 s. It doubles with every attempt. */
 const PAUSE_SHARE = 1 / 30;
 
 /** Sends a request for a JSON object. Throws a Failure. */
-async function getJson(session: Session, request: ApiRequest): Promise<Record<string, unknown>> {
-  const response = await get(session, request);
-  const json = parseJson(response.body);
-  if (!isRecord(json)) {
-    const message = `Cannot ${request.action}: the answer is ${describeAnswer(response)}, not a JSON object.`;
-    throw unverified("bad-response", message);
+async function getJson(settings: Settings, print: Print, request: ApiRequest): Promise<Record<string, unknown>> {
+  const response = await get(settings, print, request);
+  if (!isRecord(response.json)) {
+    throw notGiteaFailure(settings, `something other than Gitea answered (${describeAnswer(response)})`, response);
   }
-  return json;
+  return response.json;
 }
 
-/** Sends a request, and sends it again after a failure that may pass by itself. Throws a Failure. */
-async function get(session: Session, request: ApiRequest, attempt = 1): Promise<ApiResponse> {
-  const { settings, print, deadline } = session;
-  try {
-    return await getOnce(session, request);
-  } catch (error) {
-    if (!(error instanceof Failure) || error.retryAfterMs === undefined || attempt === MAX_ATTEMPTS) {
-      throw error;
+/** Sends a request, and sends it again after a failure that may go away on its own. Throws a Failure. */
+async function get(settings: Settings, print: Print, request: ApiRequest): Promise<ApiResponse> {
+  const { timeoutMs, deadline } = settings;
+  for (let attempt = 1; attempt < MAX_ATTEMPTS; attempt += 1) {
+    try {
+      return await getOnce(settings, request);
+    } catch (error) {
+      const minWaitMs = error instanceof Failure ? error.minWaitMs : Infinity;
+      const waitMs = Math.max(minWaitMs, timeoutMs * PAUSE_SHARE * 2 ** (attempt - 1));
+      // Only if a whole attempt still fits.
+      if (performance.now() + waitMs + timeoutMs * ATTEMPT_SHARE > deadline) {
+        throw error;
+      }
+      print(`retry      in ${(waitMs / 1000).toFixed(1)} s: ${errorText(error)}`);
+      await sleep(waitMs);
     }
-    const pauseMs = settings.timeoutMs * PAUSE_SHARE * 2 ** (attempt - 1);
-    const waitMs = Math.max(error.retryAfterMs, pauseMs);
-    if (performance.now() + waitMs >= deadline) {
-      throw error;
-    }
-    print(`retry      in ${(waitMs / 1000).toFixed(1)} s: ${error.message}`);
-    await sleep(waitMs);
-    return get(session, request, attempt + 1);
   }
+  return getOnce(settings, request);
 }
 
-/** Sends a request once, on a connection of its own, and gives up when the time of an attempt is over. */
-async function getOnce({ settings, deadline }: Session, request: ApiRequest): Promise<ApiResponse> {
-  const limitMs = Math.min(deadline - performance.now(), settings.timeoutMs * ATTEMPT_SHARE);
-  const seconds = settings.timeoutMs / 1000;
-  const message = `Cannot ${request.action}: no complete answer in time (SYNC_TIMEOUT_SECONDS is ${seconds}).`;
-  // Not in exchange(): a package that is not installed is not a fault of the network.
+/** Sends a request once, on a connection of its own, and gives up when the attempt's time is up. */
+async function getOnce(settings: Settings, request: ApiRequest): Promise<ApiResponse> {
+  const { server, token, deadline, timeoutMs } = settings;
   const undici = await import("undici");
-  const dispatcher = createDispatcher(undici, settings);
+  const progress: Progress = { isConnected: false, length: 0 };
+  const dispatcher = createDispatcher(undici, settings, progress);
+  const headers = {
+    "accept-encoding": "identity",
+    authorization: `token ${token}`,
+    // A cached response could name an old commit.
+    "cache-control": "no-cache",
+    // Cloudflare may block the agents of libraries, and Anubis challenges those of browsers.
+    "user-agent": "sync-providers",
+  };
+  const limitMs = Math.min(deadline - performance.now(), timeoutMs * ATTEMPT_SHARE);
   let timer: NodeJS.Timeout | undefined;
-  // undici's own timeouts cover neither the connection through a proxy nor the whole response.
+  // undici's timeouts and signals cover neither the connection to a proxy nor the whole response.
   const timeout = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(reject, limitMs, transient("timeout", message));
+    timer = setTimeout(() => reject(timeoutFailure(settings, limitMs, progress)), limitMs);
   });
   try {
-    const response = await Promise.race([exchange(undici, dispatcher, settings, request), timeout]);
-    checkStatus(request, response);
+    const answer = undici
+      .request(`${server.replace(/\/$/, "")}/api/v1${request.path}`, { dispatcher, headers })
+      .then((data) => readResponse(data, progress))
+      .catch((error) => Promise.reject(networkFailure(error, settings)));
+    const response = await Promise.race([answer, timeout]);
+    checkStatus(settings, request, response);
     return response;
   } finally {
     clearTimeout(timer);
@@ -804,127 +843,220 @@ async function getOnce({ settings, deadline }: Session, request: ApiRequest): Pr
   }
 }
 
-type Undici = typeof import("undici");
+/** How far an attempt got, for the message of a timeout: whether it connected, and the length of the body so far. */
+type Progress = { isConnected: boolean; length: number };
 
-/** Connections that use the proxy of the environment, if there is one. */
-function createDispatcher(undici: Undici, { server, env }: Settings): Dispatcher {
-  const { name, url } = findProxy(new URL(server), env);
-  try {
-    return new undici.EnvHttpProxyAgent({
-      httpProxy: url,
-      httpsProxy: url,
-      noProxy: (env.no_proxy || env.NO_PROXY || "").trim(),
-      // As with curl, plain http: is sent to a proxy without a tunnel. For https: there always is one.
-      proxyTunnel: false,
-      // By default Node tries each address of a name for 250 ms, which is not enough for a slow network.
-      connect: { timeout: 0, autoSelectFamilyAttemptTimeout: 2500 },
-      factory: (origin, options: Client.Options) => {
-        // The limit of an attempt replaces undici's timeouts.
-        const limits = { maxResponseSize: MAX_FILE_BYTES, headersTimeout: 0, bodyTimeout: 0 };
-        const client = new undici.Client(origin, { ...options, ...limits });
-        // By default undici 7 connects again and again if a proxy hangs up.
-        return client.on("connectionError", (_origin, _targets, error) => void client.destroy(error));
-      },
-    });
-  } catch (error) {
-    // The message does not repeat the URL, which may contain a password.
-    throw usage(`Cannot use the proxy in ${name}: ${errorText(error)}.`, "Set it to http://host:port.");
-  }
+function timeoutFailure(settings: Settings, limitMs: number, { isConnected, length }: Progress): Failure {
+  const { server, timeoutMs } = settings;
+  const sent = `accepted the connection, but sent ${length} bytes of the answer`;
+  const cause = `${server}${viaProxy(settings)} ${isConnected ? sent : "could not be reached"}`;
+  const limit = `${(limitMs / 1000).toFixed(1)} s of the ${timeoutMs / 1000} s in SYNC_TIMEOUT_SECONDS`;
+  const network =
+    "If the server is up, raise SYNC_TIMEOUT_SECONDS, or have the network's operator look for a firewall.";
+  const slow = "Rerun, or raise SYNC_TIMEOUT_SECONDS. If that does not help, the operator of the server must act.";
+  return failure("timeout", `${cause} within ${limit}`, isConnected ? slow : network, 0);
 }
 
-/** The proxy for a server, and the variable that names it. The URL is empty if there is none. */
-function findProxy(server: URL, env: Env): { name: string; url: string } {
-  const scheme = server.protocol === "https:" ? "https" : "http";
-  const names = [`${scheme}_proxy`, `${scheme.toUpperCase()}_PROXY`, "all_proxy", "ALL_PROXY"];
-  const name = names.find((variable) => env[variable]?.trim()) ?? "";
-  const text = env[name]?.trim() ?? "";
-  // Never for the loopback: plain http: is allowed there because it does not leave this machine.
-  if (text === "" || isLoopback(server)) {
-    return { name, url: "" };
+/** Makes the connections of one attempt. */
+function createDispatcher(undici: typeof import("undici"), settings: Settings, progress: Progress): Dispatcher {
+  // undici's limits are off: that of an attempt is enough. By default Node tries each address of a name for 250 ms,
+  // which is not enough for a slow network.
+  const connect = { timeout: 0, autoSelectFamilyAttemptTimeout: 2500 };
+  const limits = { maxResponseSize: MAX_FILE_BYTES, headersTimeout: 0, bodyTimeout: 0 };
+  const factory = (origin: string | URL, options: Client.Options) => {
+    const client = new undici.Client(origin, { ...options, ...limits });
+    client.on("connect", () => Object.assign(progress, { isConnected: true }));
+    // By default undici 7 reconnects without end if a proxy hangs up.
+    return client.on("connectionError", (_origin, _targets, error) => void client.destroy(error));
+  };
+  const { server, proxy } = settings;
+  if (proxy === undefined) {
+    return factory(new URL(server).origin, { connect });
   }
-  return { name, url: text.includes("://") ? text : `http://${text}` };
+  // Like curl: http: goes through the proxy as it is, https: through a tunnel.
+  return new undici.ProxyAgent({ uri: proxy.url, proxyTunnel: false, proxyTls: connect, requestTls: connect, factory });
 }
 
-/** Sends a request, and reads the whole response. Throws a Failure if there is none. */
-async function exchange(
-  undici: Undici,
-  dispatcher: Dispatcher,
-  { server, token }: Settings,
-  { action, path }: ApiRequest,
-): Promise<ApiResponse> {
-  try {
-    const response = await undici.request(`${server.replace(/\/+$/, "")}/api/v1${path}`, {
-      dispatcher,
-      headers: {
-        "accept-encoding": "identity",
-        authorization: `token ${token}`,
-        // Cloudflare may block the agents of libraries, and Anubis challenges those of browsers.
-        "user-agent": "sync-providers",
-      },
-    });
-    const body = Buffer.from(await response.body.arrayBuffer());
-    return { status: response.statusCode, headers: response.headers, body };
-  } catch (error) {
-    throw connectionFailure(error, action, server);
-  }
+function viaProxy({ proxy }: Settings): string {
+  return proxy === undefined ? "" : ` through the proxy in ${proxy.setting}`;
 }
 
-/** An error of the network, of TLS, or of an answer that is not HTTP. */
-function connectionFailure(error: unknown, action: string, server: string): Failure {
+/** Reads the whole response. `json` is undefined if the body is not JSON. */
+async function readResponse(response: Dispatcher.ResponseData, progress: Progress) {
+  const chunks: AsyncIterable<Uint8Array> = response.body;
+  // Into one buffer, because each chunk, however small, is a view of a large one.
+  const buffer = Buffer.alloc(MAX_FILE_BYTES);
+  for await (const chunk of chunks) {
+    buffer.set(chunk, progress.length);
+    progress.length += chunk.length;
+  }
+  const body = buffer.subarray(0, progress.length);
+  return { status: response.statusCode, headers: response.headers, body, json: parseJson(body) };
+}
+
+type ApiResponse = Awaited<ReturnType<typeof readResponse>>;
+
+/** The failure for an error of the network, of TLS, of a proxy or of HTTP. Other errors are returned as they are. */
+function networkFailure(error: unknown, settings: Settings): unknown {
+  const { server, proxy } = settings;
   const code = errorCode(error);
   const text = errorText(error);
+  // Without a code, errorCode() is a name such as "TypeError". undici's HTTPParserError has no code either.
+  if (/(?<!Parser)Error$/.test(code)) {
+    return error;
+  }
   if (code === "UND_ERR_RES_EXCEEDED_MAX_SIZE") {
-    return unverified("too-large", `Cannot ${action}: the answer is larger than ${MAX_FILE_BYTES} bytes.`);
+    const remedy = "Correct SYNC_CANONICAL_PATH if it is wrong. If not, the file is too large for the gate.";
+    return failure("too-large", `the answer is larger than ${MAX_FILE_BYTES} bytes`, remedy);
   }
-  const message = `Cannot ${action} at ${quote(server)}: ${code}, ${quote(text)}.`;
-  if (/CERT|VERIFY/.test(code)) {
-    const remedy =
-      "Check the certificate and the runner's clock. Node ignores the system's CA store: set NODE_EXTRA_CA_CERTS.";
-    return unverified("unreachable", message, remedy);
+  if (/^(?!ERR_SSL).*(CERT|VERIFY|PRX_TLS)/.test(code)) {
+    const cause = `the certificate of ${server}${viaProxy(settings)} is not accepted: ${quote(text)}`;
+    return failure("certificate", cause, certificateRemedy(code, settings));
   }
-  // A proxy's 4xx is final: a wrong password, sent again, could lock an account.
-  const isFinal = /^Proxy .*\(4\d\d\)/.test(text);
-  return isFinal ? unverified("unreachable", message) : transient("unreachable", message);
+  const status = /^Proxy .*\((\d{3})\)/.exec(text)?.[1] ?? "";
+  if (status.startsWith("4")) {
+    const cause = `the proxy in ${proxy?.setting} refused the connection to ${server} with ${status}`;
+    const change = status === "407" ? "correct the credentials in its URL" : "make the proxy allow the server";
+    const remedy = `The operator of the runner must ${change}, or list the server in NO_PROXY.`;
+    // Final: a wrong password, sent again, could lock an account.
+    return failure("proxy-refused", cause, remedy);
+  }
+  if (status !== "") {
+    const cause = `the proxy in ${proxy?.setting} could not connect to ${server}: it answered ${status}`;
+    return failure("unreachable", cause, "If the server is up, the operator of the proxy must look into it.", 0);
+  }
+  const cause = `the connection to ${server}${viaProxy(settings)} failed: ${quote(text)} (${code})`;
+  return failure("unreachable", cause, connectionRemedy(code, settings), 0);
+}
+
+function connectionRemedy(code: string, { server, proxy }: Settings): string {
+  const setting = proxy?.setting ?? "SYNC_CANONICAL_SERVER";
+  if (/^(ENOTFOUND|EAI_)/.test(code)) {
+    return `If the host name is wrong, correct ${setting}. If not, the operator of the runner's name server must help.`;
+  }
+  if (code === "ECONNREFUSED") {
+    const job = `That is the job's own machine: set ${setting} to an address that jobs can reach.`;
+    const other = `Nothing listens there. If host and port in ${setting} are right, the operator of that service must start it.`;
+    return isLoopback(new URL(proxy?.url ?? server)) ? job : other;
+  }
+  if (/WRONG_VERSION|HPE_|HTTPParser/.test(code)) {
+    const urls = proxy === undefined ? setting : `SYNC_CANONICAL_SERVER or ${setting}`;
+    const protocol = code.includes("SSL") ? "TLS" : "HTTP";
+    return `No ${protocol} is spoken there. If the URL is wrong, set ${urls}. If not, the operator of the server must act.`;
+  }
+  return "Rerun. If it happens again, the operator of the server, or of the network in between, must look into it.";
+}
+
+function certificateRemedy(code: string, { env }: Settings): string {
+  if (/^CERT_(HAS_EXPIRED|NOT_YET_VALID)$/.test(code)) {
+    return `The operator of the server must renew it, unless the runner's clock (${new Date().toISOString()}) is wrong.`;
+  }
+  if (/ALTNAME|PRX_TLS/.test(code)) {
+    return "Use a host name that the certificate has, or have the operator of the server add this one.";
+  }
+  const trust = `set NODE_EXTRA_CA_CERTS (${env.NODE_EXTRA_CA_CERTS ? "it is set" : "not set yet"}) to a file with`;
+  const own = `If your organisation runs the issuer, ${trust} the issuer's certificate (Node ignores the system's store).`;
+  return code === "DEPTH_ZERO_SELF_SIGNED_CERT"
+    ? `If the operator of the server confirms its fingerprint, ${trust} this certificate.`
+    : `${own} If not, the operator of the server must send the whole chain.`;
 }
 
 /** Throws a Failure for every status except 200. */
-function checkStatus({ action, notFound }: ApiRequest, response: ApiResponse): void {
-  const { status, headers, body } = response;
-  if (status === 200) {
+function checkStatus(settings: Settings, request: ApiRequest, response: ApiResponse): void {
+  const { status, headers, json } = response;
+  if (status === 200 && !(Number(headers.age) > 0)) {
     return;
   }
-  if (status >= 300 && status <= 399 && typeof headers.location === "string") {
+  const answer = describeAnswer(response);
+  if (status === 200) {
+    const remedy = "The operator of the proxy in front of Gitea must exempt /api/v1 from its cache.";
+    throw failure("unproven", `a cache sent an answer that is ${headers.age} s old`, remedy);
+  }
+  if (status >= 300 && status <= 399) {
     // Never followed: the token must not go anywhere else.
-    throw unverified("redirected", `Cannot ${action}: it was redirected to ${quote(headers.location)}.`);
+    throw redirectFailure(settings, response);
   }
-  const message = `Cannot ${action}: the answer is ${describeAnswer(response)}.`;
-  const meanings: Readonly<Record<number, Reason>> = {
-    401: "token-rejected",
-    403: "token-scope",
-    404: notFound,
-    422: notFound,
-  };
-  const reason = meanings[status];
-  // Gitea's errors are JSON objects. Others are from something in front of it.
-  if (reason !== undefined && isRecord(parseJson(body))) {
-    throw unverified(reason, message);
+  // Every error of Gitea's API has these two (Gitea 1.22 to 1.27). Other servers send one or none.
+  const isGitea = typeof valueAt(json, "message") === "string" && typeof valueAt(json, "url") === "string";
+  if (isGitea && (status === 401 || status === 403)) {
+    throw tokenFailure(settings, status, answer);
   }
-  if (status >= 500 || status === 408 || status === 429) {
-    throw transient("server-error", message, 1000 * (Number(headers["retry-after"]) || 0));
+  if (isGitea && (status === 404 || status === 422)) {
+    throw failure(request.reason, `${request.cause} (${answer})`, request.remedy);
   }
-  // Something in front of the server may answer 404 while the server restarts.
-  throw status === 404 ? transient("bad-response", message) : unverified("bad-response", message);
+  if (status === 408 || status === 429 || status >= 500) {
+    throw serverFailure(settings, answer, response);
+  }
+  throw notGiteaFailure(settings, `something other than Gitea answered (${answer})`, response);
+}
+
+function serverFailure(settings: Settings, answer: string, { status, headers }: ApiResponse): Failure {
+  const waitMs = 1000 * (Number(headers["retry-after"]) || 0);
+  const again = "If it happens again, the operator of the server";
+  if (status === 429) {
+    const remedy = `Rerun ${waitMs > 0 ? "after that time" : "later"}. ${again} must raise the limit for the runner.`;
+    const cause = `the server limits requests (${answer}; SYNC_TIMEOUT_SECONDS: ${settings.timeoutMs / 1000})`;
+    return failure("rate-limited", cause, remedy, waitMs);
+  }
+  const down = "Gitea, or something between it and the runner, is down or restarting: rerun in a few minutes.";
+  const remedy = `${status === 500 ? "Rerun." : down} ${again} must look into it.`;
+  return failure("server-error", `the server answered with an error${viaProxy(settings)} (${answer})`, remedy, waitMs);
+}
+
+/** The failure for a redirect: to a repository that was renamed, to a server that has moved, or to any other page. */
+function redirectFailure(settings: Settings, response: ApiResponse): Failure {
+  const { repo, server } = settings;
+  const location = String(response.headers.location ?? "");
+  const url = URL.canParse(location, server) ? new URL(location, server) : new URL(server);
+  const name = /\/api\/v1\/repos\/([\w.-]+\/[\w.-]+)(?=\/|$)/.exec(url.pathname)?.[1];
+  const isSameServer = url.origin === new URL(server).origin;
+  const cause = `the server redirects to ${quote(location)} (${response.status})`;
+  if (name === undefined || (isSameServer && name === repo)) {
+    return notGiteaFailure(settings, `${cause}, which is not Gitea's API`, response);
+  }
+  const rename = name === repo ? "" : ` Set SYNC_CANONICAL_REPO to ${name}.`;
+  const base = quote(url.href.slice(0, url.href.indexOf("/api/v1")));
+  const token = "and AUTO_SYNC_TOKEN to a token of that server";
+  const move = isSameServer ? "" : ` If you trust ${base}, set SYNC_CANONICAL_SERVER to it, ${token}.`;
+  return failure("repo-moved", cause, `The address has changed.${move}${rename}`);
+}
+
+/** Gitea's own refusal of the token. */
+function tokenFailure({ write, repo }: Settings, status: number, answer: string): Failure {
+  const store = "An admin must store a new one, with the scope read:repository, as the secret AUTO_SYNC_TOKEN.";
+  const renew = write ? "Enter another one (scope read:repository)." : store;
+  if (status === 401) {
+    return failure("token-rejected", `the token is wrong, revoked or expired (${answer})`, renew);
+  }
+  const remedy = answer.includes("scope") ? renew : "The repository's owner must give the token's user Read access.";
+  return failure("token-forbidden", `the token, or its user, may not read ${quote(repo)} (${answer})`, remedy);
+}
+
+/** Something other than Gitea answered: a sign-in page or a firewall, or a gateway that does not route to Gitea. */
+function notGiteaFailure({ server }: Settings, cause: string, answer: Pick<ApiResponse, "status" | "json">): Failure {
+  const { status, json } = answer;
+  const page = "let the runner through to /api/v1 (past a sign-in page, a firewall or a challenge)";
+  const obstacle = status === 404 || (status === 200 && json !== undefined) ? "route /api/v1 to Gitea" : page;
+  const operator = `If ${server} is your Gitea, the operator of the proxy or gateway in front of it must ${obstacle}.`;
+  const restart = status === 404 ? "If Gitea is restarting, rerun in a few minutes. " : "";
+  const remedy = `${restart}${operator} If not, set SYNC_CANONICAL_SERVER.`;
+  return failure("not-gitea", cause, remedy, status === 404 ? 0 : Infinity);
 }
 
 /** What an answer says: its status, its text, and who sent it. */
-function describeAnswer({ status, headers, body }: ApiResponse): string {
-  const sender = headers.server === undefined ? "" : ` (Server: ${quote(String(headers.server))})`;
-  return `${status}, ${quote(findText(body))}${sender}`;
+function describeAnswer(response: ApiResponse): string {
+  return [`${response.status} ${quote(findText(response))}`, ...listFacts(response)].join("; ");
+}
+
+/** What the headers say about the sender, and about who was on the way. */
+function listFacts({ headers }: ApiResponse): string[] {
+  const known = ["server", "via", "content-encoding", "retry-after"].filter((name) => headers[name] !== undefined);
+  return known.map((name) => `${name}: ${quote(String(headers[name]))}`);
 }
 
 /** The message of an error of Gitea, the title of a page, or else the first line. */
-function findText(body: Buffer): string {
-  const message = valueAt(parseJson(body), "message");
+function findText({ body, json }: ApiResponse): string {
+  const message = valueAt(json, "message");
   if (typeof message === "string") {
     return message;
   }
@@ -932,7 +1064,6 @@ function findText(body: Buffer): string {
   return /<title>([^<]*)</i.exec(text)?.[1]?.trim() ?? text.replace(/\n.*/s, "");
 }
 
-/** Undefined if it is not JSON. */
 function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(body.toString());
@@ -945,204 +1076,131 @@ function parseJson(body: Buffer): unknown {
 // 8. Comparison
 // ------------------------------------------------------------------------------------------------
 
-/** Compares the copy with the canonical file, byte for byte, and then with the pin. */
-export function compare(copy: FileContent, pin: Pin | undefined, canonical: FileContent): Verdict {
+/** Compares the copy with the canonical file, byte for byte, and then with the pin file. */
+function compare(copy: FileContent, pin: PinFile | undefined, canonical: FileContent): Verdict {
   if (!copy.bytes.equals(canonical.bytes)) {
     return drift(copy, pin, canonical);
   }
   if (pin !== undefined && pin.sha256 !== copy.sha256) {
-    return pinMismatch(pin, "The copy matches the canonical file; only the pin is stale.");
+    const message = `The copy matches the canonical file, but the pin file ${quote(pin.path)} does not contain its sha256.`;
+    return {
+      status: "pin-mismatch",
+      message,
+      remedy: `Re-sync, or replace the sum in the pin file with ${copy.sha256}.`,
+    };
   }
-  const pinned = pin === undefined ? "" : " The pin agrees.";
-  const message = `The copy matches the canonical file byte for byte.${pinned}`;
-  return { status: "in-sync", message, remedy: "" };
+  const pinned = pin === undefined ? "" : ", and the pin file agrees";
+  return { status: "in-sync", message: `The copy matches the canonical file byte for byte${pinned}.`, remedy: "" };
 }
 
-function drift(copy: FileContent, pin: Pin | undefined, canonical: FileContent): Verdict {
+function drift(copy: FileContent, pin: PinFile | undefined, canonical: FileContent): Verdict {
   const problem = `The copy ${quote(copy.path)} differs from the canonical file`;
-  if (withUnixLineEndings(copy.bytes) === withUnixLineEndings(canonical.bytes)) {
-    const line = quote(`${copy.path} -text`);
-    const remedy = `Disable Git's line-ending conversion (${line} in .gitattributes), then re-sync.`;
-    return { status: "drift", message: `${problem} only in line endings.`, remedy };
+  if (pin?.sha256 === copy.sha256) {
+    const message = `${problem}. The pin file matches the copy, so the canonical file has probably changed since the last re-sync.`;
+    return { status: "drift", message, remedy: "Read the diff, then re-sync." };
   }
-  const message = `${problem}. ${explainWithPin(copy, pin, canonical)}`.trim();
-  const remedy = "Re-sync the copy; to keep an edit, change the canonical file first.";
-  return { status: "drift", message, remedy };
-}
-
-/** What the pin says about a drift: it was the sha256 of both files at the last re-sync. */
-function explainWithPin(copy: FileContent, pin: Pin | undefined, canonical: FileContent): string {
-  switch (pin?.sha256) {
-    case undefined:
-      return "";
-    case copy.sha256:
-      return "The pin matches the copy: either the canonical file changed, or copy and pin were edited together.";
-    case canonical.sha256:
-      return "The pin matches the canonical file: the copy was edited by hand.";
-    default:
-      return "The pin matches neither: both changed, or the pin is stale.";
+  if (differsOnlyInLineEndings(copy, canonical)) {
+    return { status: "drift", message: `${problem} only in line endings.`, remedy: exemptFromGit(copy.path) };
   }
-}
-
-function withUnixLineEndings(bytes: Buffer): string {
-  return bytes.toString("latin1").replaceAll("\r\n", "\n");
-}
-
-function pinMismatch(pin: Pin, cause: string): Verdict {
-  const message = `The pin ${quote(pin.path)} is not the sha256 of the copy. ${cause}`;
-  return { status: "pin-mismatch", message, remedy: "Re-sync." };
-}
-
-function tokenMissing(context: Context, { repo }: Settings): Verdict {
-  const because = context.case === 4 ? ` The run counts as trusted, because ${context.why}.` : "";
-  const event = describeEvent(context.event);
-  return {
-    status: "token-missing",
-    message: `AUTO_SYNC_TOKEN is not set (${event}), so nothing was compared.${because}`,
-    remedy: `Provision AUTO_SYNC_TOKEN (read scope on ${repo.split("/")[1]}).`,
-  };
-}
-
-/** The verdict on a pull request from a fork without a token. The pin needs none. */
-function skip(copy: FileContent, pin: Pin | undefined): Verdict {
-  if (pin !== undefined && pin.sha256 !== copy.sha256) {
-    return pinMismatch(pin, "The copy was edited by hand, or re-synced without the pin.");
+  const keep = "If the edit is wanted, make it in the canonical file first. Then re-sync: it overwrites the copy.";
+  if (pin?.sha256 === canonical.sha256) {
+    const message = `${problem}. The pin file matches the canonical file, so the copy was edited, by hand or by a formatter.`;
+    return { status: "drift", message, remedy: keep };
   }
-  return {
-    status: "skipped",
-    message: "This pull request from a fork has no token for the canonical repository, so nothing was compared.",
-    remedy: "No action needed: the copy is compared after the merge.",
-  };
+  const neither = pin === undefined ? "" : " The pin file matches neither file: both changed, or it is stale.";
+  return { status: "drift", message: `${problem}.${neither}`, remedy: `Read the diff. ${keep}` };
+}
+
+function differsOnlyInLineEndings(copy: FileContent, canonical: FileContent): boolean {
+  const normalize = ({ bytes }: FileContent) => bytes.toString("latin1").replaceAll("\r\n", "\n");
+  return normalize(copy) === normalize(canonical);
+}
+
+/** Beside the copy, the rule overrides those of parent directories. A wildcard replaces what would need quotes. */
+function exemptFromGit(path: string): string {
+  const line = `${basename(path).replace(/[^\p{L}\p{N}._-]+/gu, "*")} -text`;
+  const file = join(dirname(path), ".gitattributes");
+  return `Git or an editor converts them: append the line ${quote(line)} to ${quote(file)}, re-sync, and commit both files.`;
 }
 
 // ------------------------------------------------------------------------------------------------
-// 9. What a drift prints
+// 9. Diff and re-sync
 // ------------------------------------------------------------------------------------------------
 
 const MAX_DIFF_LINES = 200;
-/** The search for a small diff stops after this. */
-const DIFF_TIMEOUT_MS = 2000;
-/** The YAML library takes seconds for larger files. */
-const MAX_YAML_BYTES = 131_072;
+/** Of both files. The library takes seconds, and a gigabyte, for ten times as much. */
+const MAX_DIFF_BYTES = 2 * 1024 * 1024;
 
-/** Prints what differs. */
-async function explainDrift(copy: FileContent, canonical: FileContent, print: Print): Promise<void> {
-  await printLines("summary", () => summarize(copy, canonical), print);
-  await printLines("diff", () => unifiedDiff(copy, canonical), print);
-}
-
-/** Prints an explanation. If that fails, the log says why, and the verdict stays. */
-async function printLines(label: string, explain: () => Promise<string[]>, print: Print): Promise<void> {
+/** Prints a unified diff from the copy to the canonical file, which is what a re-sync changes, or why there is none. */
+async function printDiff(copy: FileContent, canonical: FileContent, print: Print): Promise<void> {
   try {
-    for (const line of await explain()) {
+    for (const line of await unifiedDiff(copy, canonical)) {
       print(line);
     }
   } catch (error) {
-    print(`${label.padEnd(10)} none: ${errorText(error)}`);
+    print(`diff       none: ${errorText(error)}`);
   }
 }
 
-/** The names of the entries that differ. Throws if a file is not YAML, or too large. */
-async function summarize(copy: FileContent, canonical: FileContent): Promise<string[]> {
-  const ours = await readEntries(copy);
-  const theirs = await readEntries(canonical);
-  const names = new Set([...ours.keys(), ...theirs.keys()]);
-  const different = [...names].filter((name) => ours.get(name) !== theirs.get(name));
-  // None, if only comments or the format differ.
-  return different.length === 0 ? [] : [`summary    different entries: ${different.join(", ")}`];
-}
-
-/** The entries of a YAML file as JSON, by section and name: `providers.anthropic`. */
-async function readEntries({ bytes }: FileContent): Promise<ReadonlyMap<string, string>> {
-  if (bytes.length > MAX_YAML_BYTES) {
-    throw new Error("a file is too large");
-  }
-  const { parse } = await import("yaml");
-  // Without these options the work grows with the square of the number of keys, and of the number of errors.
-  const document: unknown = parse(bytes.toString(), { logLevel: "error", uniqueKeys: false, prettyErrors: false });
-  if (!isRecord(document)) {
-    throw new Error("a file is not a YAML mapping");
-  }
-  const entries = new Map<string, string>();
-  for (const [section, content] of Object.entries(document)) {
-    const children = typeof content === "object" && content !== null ? Object.entries(content) : [];
-    if (children.length === 0) {
-      entries.set(section, JSON.stringify(content));
-    }
-    for (const [key, entry] of children) {
-      const name = `${section}.${valueAt(entry, "name") ?? key}`;
-      // Several entries may have one name.
-      entries.set(name, `${entries.get(name) ?? ""}${JSON.stringify(entry)}`);
-    }
-  }
-  return entries;
-}
-
-/** A unified diff from the copy to the canonical file: what a re-sync changes. Throws if there is none. */
 async function unifiedDiff(copy: FileContent, canonical: FileContent): Promise<string[]> {
-  if (!isUtf8(copy.bytes) || !isUtf8(canonical.bytes)) {
-    throw new Error("a file is not UTF-8 text");
+  if (differsOnlyInLineEndings(copy, canonical)) {
+    return ["diff       none: only line endings differ"];
+  }
+  if (copy.bytes.length + canonical.bytes.length > MAX_DIFF_BYTES || !isUtf8(copy.bytes) || !isUtf8(canonical.bytes)) {
+    return ["diff       none: the files are not UTF-8 text, or too large"];
   }
   const { createTwoFilesPatch, FILE_HEADERS_ONLY } = await import("diff");
-  const patch = createTwoFilesPatch(
-    `copy ${copy.path}`,
-    `canonical ${canonical.path}`,
-    copy.bytes.toString(),
-    canonical.bytes.toString(),
-    undefined,
-    undefined,
-    { context: 3, timeout: DIFF_TIMEOUT_MS, headerOptions: FILE_HEADERS_ONLY },
-  );
-  if (patch === undefined) {
-    throw new Error("the files differ too much");
-  }
-  const lines = patch.replace(/\n$/, "").split("\n");
+  const names = [`in the copy ${copy.path}`, `in the canonical file ${canonical.path}`] as const;
+  // After the timeout, in milliseconds, the library gives up.
+  const options = { context: 10, timeout: 2000, headerOptions: FILE_HEADERS_ONLY };
+  const patch = createTwoFilesPatch(...names, `${copy.bytes}`, `${canonical.bytes}`, undefined, undefined, options);
+  const lines = patch?.replace(/\n$/, "").split("\n") ?? ["diff       none: the files differ too much"];
   const omitted = lines.length - MAX_DIFF_LINES;
-  return omitted > 0 ? [...lines.slice(0, MAX_DIFF_LINES), `${omitted} more lines omitted`] : lines;
+  return omitted > 0 ? [...lines.slice(0, MAX_DIFF_LINES), `lines omitted: ${omitted}`] : lines;
 }
 
-/** Prints how to re-sync: a command that repeats the settings of this run that are not the defaults. */
-function printResyncCommand(settings: Settings, print: Print): void {
-  const { server, repo, canonicalPath, ref, copyPath, pinPath, allowHttp, timeoutMs, localCanonical } = settings;
+/** Prints how to re-sync: one line that works when pasted, with every setting that decides what is compared. */
+function printResync(settings: Settings, isFork: boolean, print: Print): void {
+  const { token, server, repo, canonicalPath, ref, copyPath, pinPath, allowHttp, localCanonical } = settings;
+  const files = { SYNC_COPY_PATH: copyPath, SYNC_PIN_PATH: pinPath };
   const remote = {
     SYNC_CANONICAL_SERVER: server,
     SYNC_CANONICAL_REPO: repo,
     SYNC_CANONICAL_PATH: canonicalPath,
     SYNC_CANONICAL_REF: ref,
-    SYNC_ALLOW_HTTP: allowHttp ? "1" : "",
-    SYNC_TIMEOUT_SECONDS: String(timeoutMs / 1000),
+    ...(allowHttp && { SYNC_ALLOW_HTTP: "1" }),
   };
-  const local = { SYNC_COPY_PATH: copyPath, SYNC_PIN_PATH: pinPath };
-  const variables = localCanonical === undefined ? { ...remote, ...local } : local;
-  const defaults: Readonly<Record<string, string>> = DEFAULTS;
-  const words: string[] = [];
-  for (const [name, value] of Object.entries(variables)) {
-    if (value !== (defaults[name] ?? "")) {
-      words.push(`${name}=${quoteForShell(value)}`);
-    }
-  }
-  words.push(startCommand(), "--write");
+  const variables = localCanonical === undefined ? { ...remote, ...files } : files;
+  const assignments = Object.entries(variables).map(([name, value]) => `${name}=${quoteForShell(value)}`);
+  const write = `${assignments.join(" ")} ${startCommand()} --write`;
+  const clone = `an up-to-date clone with the gate's packages, in the directory that is ${quote(process.cwd())} here`;
+  let command = `  ${write} --canonical ${quoteForShell(localCanonical ?? "")}`;
   if (localCanonical === undefined) {
-    print(TOKEN_PROMPT);
+    command = `  ${READ_TOKEN}; ${write}; unset AUTO_SYNC_TOKEN`;
+    print(`To re-sync, paste this line into bash or zsh, in ${clone}.`);
+    print(`Then paste a token that can read ${quote(repo)} (nothing is shown). Commit and push what is written.`);
   } else {
-    words.push("--canonical", quoteForShell(localCanonical));
+    print("To re-sync, update the checkout of the canonical file, then run this. Commit and push what is written.");
   }
-  print("To re-sync, run:");
-  print(`  ${words.join(" ")}`);
+  // Exactly as it is, or not at all.
+  const isExact = toLine(command, token) === command && !command.includes("\t");
+  print(isExact ? command : "  (the command cannot be shown: it is too long, or has characters that the log changes)");
+  if (isFork) {
+    print(`Without that token, restore the files from the target branch: ${RESTORE}`);
+  }
 }
 
-const TOKEN_PROMPT =
-  "Enter a token in bash or zsh (nothing is shown): read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN";
+const READ_TOKEN = "read -rs AUTO_SYNC_TOKEN; export AUTO_SYNC_TOKEN";
 
-/** How a person would start the gate again. */
+/** The command that a person would type. */
 function startCommand(): string {
   const path = relative(process.cwd(), process.argv[1] ?? "sync-providers.ts");
-  return `${path.endsWith(".ts") ? "npx tsx" : "node"} ${quoteForShell(path)}`;
+  return `${path.endsWith(".ts") ? "npx --no tsx" : "node"} ${quoteForShell(path)}`;
 }
 
 /** A word for a POSIX shell. */
 function quoteForShell(word: string): string {
-  return /^[\w./:@%+=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+  return /^[\w./:@%+-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -1152,34 +1210,40 @@ function quoteForShell(word: string): string {
 /** Prints a line of the log, or an annotation, which is a command that the runner obeys. */
 type Print = (text: string, annotation?: "error" | "warning") => void;
 
-const MAX_LINE_LENGTH = 1000;
+const MAX_LINE_LENGTH = 4000;
 /** Without `::error::`. Longer annotations are hard to read in a browser. */
 const MAX_ANNOTATION_LENGTH = 380;
 
-/**
- * Everything except the help text is printed here: redacted, made inert and cut, in this order, so that no part of a token
- * remains at a cut.
- */
+/** Everything except the help text is printed here. */
 function createPrint({ AUTO_SYNC_TOKEN = "" }: Env, write: (line: string) => void): Print {
-  const token = AUTO_SYNC_TOKEN.trim();
   return (text, annotation) => {
-    const redacted = token.length < MIN_TOKEN_LENGTH ? text : text.replaceAll(token, "***");
-    const inert = makeInert(redacted);
+    const line = toLine(text, AUTO_SYNC_TOKEN.trim());
     if (annotation === undefined) {
-      write(cut(inert, MAX_LINE_LENGTH));
-      return;
+      return write(line);
     }
-    // act would end the properties of the command at the last "::".
-    const data = inert.replaceAll("%", "%25").replace(/:(?=:)/g, ": ");
-    write(`::${annotation}::${cut(data, MAX_ANNOTATION_LENGTH)}`);
+    const escaped = line.replaceAll("%", "%25");
+    // act, the engine of Gitea's runner, would end the properties of the command at the last "::".
+    const data = cut(escaped.replace(/:(?=:)/g, ": "), MAX_ANNOTATION_LENGTH);
+    if (data !== escaped) {
+      write(`verdict    ${line}`);
+    }
+    write(`::${annotation}::${data}`);
   };
 }
 
-/** Makes control characters visible, and breaks up what a runner would obey: `::` at the start, `##[` anywhere. */
+/** Redacts the token, then cuts the line and makes it inert, so that no part of the token remains at a cut. */
+function toLine(text: string, token: string): string {
+  const redacted = token.length < MIN_TOKEN_LENGTH ? text : text.replaceAll(token, "***");
+  return makeInert(cut(redacted, MAX_LINE_LENGTH));
+}
+
+/** Characters other than a tab that are not seen or look like a space, and white space at the end of a longer line. */
+const INVISIBLE_CHARACTERS = /(?![ \t])[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}]|(?<=.)[ \t]$/gu;
+
+/** Makes invisible characters visible, and breaks up what a runner would obey: `::` at the start, `##[` anywhere. */
 function makeInert(line: string): string {
-  const visible = line.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => {
-    return character === "\t" ? character : `\\u{${character.codePointAt(0)?.toString(16)}}`;
-  });
+  const show = (character: string) => `\\u{${character.codePointAt(0)?.toString(16)}}`;
+  const visible = line.replace(INVISIBLE_CHARACTERS, show);
   return visible.replace(/^(\s*):(?=:)/, "$1: ").replaceAll("##[", "# #[");
 }
 
@@ -1189,7 +1253,7 @@ function cut(text: string, maxLength: number): string {
   return text.length > maxLength ? `${text.slice(0, half)} … ${text.slice(-half)}` : text;
 }
 
-/** Foreign text inside a sentence. */
+/** Quotes untrusted text. */
 function quote(text: string): string {
   return `"${text.replaceAll('"', "'")}"`;
 }
@@ -1199,7 +1263,9 @@ function errorText(error: unknown): string {
   if (error instanceof AggregateError) {
     return error.errors.map(errorText).join("; ");
   }
-  return (error instanceof Error ? error.message : String(error)).replace(/[.:]?(\n.*)?$/s, "");
+  const [line = ""] = (error instanceof Error ? error.message : String(error)).split("\n");
+  // Without what Node adds to the errors of files (the sentence around it names the path), and OpenSSL to its own.
+  return line.replace(/(, \w+ '[^']*')?[.:]?$/, "").replace(/^\w+:error:(?:[^:]*:){3}([^:]*):.*$/, "OpenSSL: $1");
 }
 
 /** The `code` of an error of Node, undici or OpenSSL, or else its name. */
@@ -1232,11 +1298,10 @@ function isStarted(): boolean {
 }
 
 if (isStarted()) {
-  // For a run that ends before its verdict.
+  // For a run whose event loop is empty before its verdict.
   process.exitCode = EXIT_CODES.unverified;
-  // A reader such as `head` may close the pipe early. The exit code still tells the verdict.
-  process.stdout.on("error", () => {});
   main(process.argv.slice(2), process.env, console.log)
+    // The log could not be written: only the exit code can tell.
     .catch(() => EXIT_CODES.unverified)
     .then((exitCode) => {
       // Exit once the log is flushed. A connection that a library left behind would keep the process alive.
