@@ -159,9 +159,9 @@ function pushEnv(serverUrl: string) {
   };
 }
 
-/** The same with a short deadline, so that the pauses between four attempts take 1.4 s. */
+/** The same with a short deadline, so that the pauses between four attempts take 2.8 s. */
 function hastyEnv(serverUrl: string) {
-  return { ...pushEnv(serverUrl), SYNC_TIMEOUT_SECONDS: "6" };
+  return { ...pushEnv(serverUrl), SYNC_TIMEOUT_SECONDS: "12" };
 }
 
 /** Runs a row. The name is the one of its verdict. */
@@ -1061,7 +1061,7 @@ function sendEndless(...[socket]: Parameters<Responder>): void {
     "Kong has no route (404)": respondJson(404, { message: "no Route matched" }),
   };
   const restarted = { server: { every: [play("made-traefik-404")] }, want: "in-sync", requests: 4 };
-  const retried = '\nretry      in 0.2 s: something other than Gitea answered (404 "404 page not found")\n';
+  const retried = '\nretry      in 0.4 s: something other than Gitea answered (404 "404 page not found")\n';
   testRows("in front of the server", [
     ...all(pages, "not-gitea", 1),
     ...all(errors, "server-error", 4),
@@ -1079,29 +1079,28 @@ function sendEndless(...[socket]: Parameters<Responder>): void {
   const early = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
   const hinted = { repository: playEdited("repo-visible", (raw) => `${early}${raw}`) };
   const doubles =
-    /^retry {6}in 0\.2 s: .*\(503 ""\)\nretry {6}in 0\.4 s: .*\nretry {6}in 0\.8 s: .*\n(verdict|::error)/m;
+    /^retry {6}in 0\.4 s: .*\(503 ""\)\nretry {6}in 0\.8 s: .*\nretry {6}in 1\.6 s: .*\n(verdict|::error)/m;
   const once = (seconds: string) => ({ server: { every: [wait(seconds)] }, want: "in-sync" });
   const twoSeconds = { env: { SYNC_TIMEOUT_SECONDS: "2" } };
-  const fourSeconds = { env: { SYNC_TIMEOUT_SECONDS: "4" } };
   const late: Responder = async (socket, request) => {
-    await sleep(300);
+    await sleep(1500);
     play("repo-visible")(socket, request);
   };
-  const shortened = { ...fourSeconds, server: { repository: [wait("2.8"), late], commit: stall() }, want: "timeout" };
+  const shortened = { server: { repository: [wait("8"), late], commit: stall() }, want: "timeout" };
   const threeTimes = () => ({ repository: [hangUp(), hangUp(), hangUp()], file: [hangUp(), hangUp(), hangUp()] });
   testRows("retries", [
     { name: "the pause doubles with every attempt", ...answer(respond(503)), want: "server-error", log: doubles },
     { name: "four for each request", server: threeTimes(), want: "in-sync", requests: 9 },
     { name: "Retry-After in seconds", ...once("1"), log: 'in 1.0 s: the server limits requests (429 "";' },
     { name: "none without its whole time", ...twoSeconds, ...answer(wait("1.5")), want: "rate-limited", requests: 1 },
-    { name: "Retry-After as a date is the usual pause", ...once("Mon, 23 Nov 2099 14:48:15 GMT"), log: "in 0.2 s: " },
-    { name: "a negative Retry-After is the usual pause", ...once("-5"), log: "in 0.2 s: " },
+    { name: "Retry-After as a date is the usual pause", ...once("Mon, 23 Nov 2099 14:48:15 GMT"), log: "in 0.4 s: " },
+    { name: "a negative Retry-After is the usual pause", ...once("-5"), log: "in 0.4 s: " },
     { name: "103 Early Hints are skipped", server: hinted, want: "in-sync" },
   ]);
 
   describe("the deadline", () => {
     test("retries: the last request gets what is left until the deadline", () => {
-      return checkRow({ ...shortened, log: /sent 0 bytes of the answer within 0\.\d s of the 4 s/ });
+      return checkRow({ ...shortened, log: /sent 0 bytes of the answer within [012]\.\d s of the 12 s/ });
     });
   });
 
@@ -1118,7 +1117,7 @@ function sendEndless(...[socket]: Parameters<Responder>): void {
   const cut = playEdited("ok-at-commit", (raw) => raw.slice(0, -1));
   const lost = { want: "unreachable", requests: 4 };
   const lostFile = (file: Responder) => ({ server: { file }, want: "unreachable", requests: 6 });
-  const silentOnce = "in 0.2 s: SERVER accepted the connection, but sent 0 bytes of the answer within 1.5 s";
+  const silentOnce = "in 0.4 s: SERVER accepted the connection, but sent 0 bytes of the answer within 3.0 s";
   testRows("the connection", [
     { name: "the job's own machine, where nothing listens", env: DOWN, want: "unreachable" },
     { name: "a server that is down", env: { SYNC_CANONICAL_SERVER: "https://0.0.0.0:1" }, want: "unreachable" },
@@ -1257,6 +1256,8 @@ describe("TLS", () => {
     const url = `https://127.0.0.1:${server.port}`;
     const run = await runGate([], hastyEnv(url));
     checkVerdict(run, { want: "timeout" }, name, { [url]: "SERVER" });
+    const late = await runGate([], { ...hastyEnv(url), SYNC_TIMEOUT_SECONDS: "0.001" });
+    match(late.log, /could not be reached within 0\.0 s of the 0\.001 s/);
   });
 });
 

@@ -822,7 +822,8 @@ async function getOnce(settings: Settings, request: ApiRequest): Promise<ApiResp
     // Cloudflare may block the agents of libraries, and Anubis challenges those of browsers.
     "user-agent": "sync-providers",
   };
-  const limitMs = Math.min(deadline - performance.now(), timeoutMs * ATTEMPT_SHARE);
+  // A busy machine can come back from a pause after the deadline.
+  const limitMs = Math.max(0, Math.min(deadline - performance.now(), timeoutMs * ATTEMPT_SHARE));
   let timer: NodeJS.Timeout | undefined;
   // undici's timeouts and signals cover neither the connection to a proxy nor the whole response.
   const timeout = new Promise<never>((_resolve, reject) => {
