@@ -1326,7 +1326,8 @@ describe("proxies, as with curl", () => {
     const verb = want === "proxy-refused" ? "one connection" : "a connection for each attempt, and no more";
     const check = async (name: string) => {
       using proxy = await startGitea({ tunnel });
-      const run = await runGate([], { ...hastyEnv("https://gitea.test"), HTTPS_PROXY: proxy.url });
+      const env = { ...hastyEnv("https://gitea.test"), HTTPS_PROXY: proxy.url, SYNC_TIMEOUT_SECONDS: "20" };
+      const run = await runGate([], env);
       checkVerdict(run, { want }, name);
       equal(proxy.connections, run.log.split("\nretry ").length, run.log);
       equal(proxy.connections === 1, want === "proxy-refused", run.log);
